@@ -1,0 +1,352 @@
+"""The configuration: one frozen dataclass per section of the TOML, validated once by `load_config`.
+
+Nothing reads a dict after that. Durations are integers of microseconds inside, "30m" or "7d" outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fraud.errors import ConfigError
+
+_UNITS_US = {"s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
+_STRICT = ConfigDict(extra="forbid", str_strip_whitespace=False)
+
+
+def duration_us(text: object) -> int:
+    """Return the microseconds of a duration such as "90s", "30m", "12h" or "7d"; raise ValueError for anything else."""
+    found = re.fullmatch(r"(\d{1,6})(s|m|h|d)", text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError('expected a duration such as "90s", "30m", "12h" or "7d"')
+    return int(found[1]) * _UNITS_US[found[2]]
+
+
+Duration = Annotated[int, BeforeValidator(duration_us)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """[log]: where the events are and which column is what."""
+
+    __pydantic_config__ = _STRICT
+    events: str = "events.parquet"
+    user: Name = "user_id"
+    time: Name = "ts"
+    type: str | tuple[Name, ...] = "type"
+    event_id: str | None = None
+    session: str | None = None
+    order: str | None = None
+    time_unit: Literal["s", "ms", "us"] | None = None
+    zone: str | None = None
+    position: str | None = None
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+    @property
+    def has_clock(self) -> bool:
+        """Return False where the log has an order but no time (`time = "position"`)."""
+        return not (self.time == "position" and self.position is not None)
+
+    @property
+    def type_columns(self) -> tuple[str, ...]:
+        """Return the columns whose texts, joined by "|", are the event's type; empty where every event is "event"."""
+        if isinstance(self.type, str):
+            return (self.type,) if self.type else ()
+        return self.type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldsConfig:
+    """[fields]: the columns a model may read beside user, time and type."""
+
+    __pydantic_config__ = _STRICT
+    amount: str | None = None
+    numeric: tuple[Name, ...] = ()
+    categorical: tuple[Name, ...] = ()
+    entity: tuple[Name, ...] = ()
+    key_types: tuple[Name, ...] = ()
+    negative: Literal["refuse", "allow"] = "refuse"
+    max_amount: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsConfig:
+    """[sessions]: gap in microseconds; what one sequence is; the length of a context in events (even)."""
+
+    __pydantic_config__ = _STRICT
+    gap: Duration = 30 * 60 * 10**6
+    scope: Literal["user", "session"] = "user"
+    max_events: Annotated[int, Field(ge=4, le=4096, multiple_of=2)] = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsConfig:
+    """[labels]: a column of the log, or a table joined by `key`; delay in microseconds."""
+
+    __pydantic_config__ = _STRICT
+    column: Name
+    path: str | None = None
+    key: tuple[Name, ...] = ()
+    level: Literal["event", "session", "user"] = "event"
+    known_at: str | None = None
+    delay: Duration | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionsConfig:
+    """[decisions]: the types a decision is made on (empty: every event) and the context it needs."""
+
+    __pydantic_config__ = _STRICT
+    on: tuple[Name, ...] = ()
+    min_events: Count = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitConfig:
+    """[split]: training, validation and test."""
+
+    __pydantic_config__ = _STRICT
+    by: Literal["time", "user", "column"] = "time"
+    train_until: str | None = None
+    valid_until: str | None = None
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    column: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """[model]: which scorer, and its size."""
+
+    __pydantic_config__ = _STRICT
+    name: str = "lstm"
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    width: Annotated[int, Field(ge=4, le=1024)] = 64
+    order_features: bool = True
+    trees: Annotated[int, Field(ge=1, le=5000)] = 300
+    leaves: Annotated[int, Field(ge=2, le=1024)] = 31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """[training]: how a scorer is fitted. negative_rate: the share of negatives kept (corrected in the logit)."""
+
+    __pydantic_config__ = _STRICT
+    epochs: Count = 12
+    patience: Count = 3
+    batch_events: Annotated[int, Field(ge=64, le=10_000_000)] = 8192
+    learning_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1e-4
+    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
+    token_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.02
+    negative_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    held_out: Share = 0.1
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyConfig:
+    """[policy]: shares of the decision events that may be reviewed or blocked, or the cost of a review."""
+
+    __pydantic_config__ = _STRICT
+    alert_budget: Share = 0.01
+    block_budget: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = 0.001
+    costs: dict[Literal["review"], Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingConfig:
+    """[tracking]: MLflow."""
+
+    __pydantic_config__ = _STRICT
+    uri: Name = "sqlite:///mlflow.db"
+    experiment: Name = "fraud"
+    model_name: Name = "fraud"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration. `root` is the folder that relative paths start from."""
+
+    __pydantic_config__ = _STRICT
+    log: LogConfig
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
+    labels: LabelsConfig | None = None
+    decisions: DecisionsConfig = field(default_factory=DecisionsConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    root: Path = Path()
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Return the validated configuration of a TOML file, with `section.field=value` overrides applied in order.
+
+    Raises ConfigError that names the file, the setting, its value and what was expected.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; `fraud init EVENTS -o {path}` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); expected a TOML file") from None
+    return parse_config(text, source=str(path), root=path.parent, overrides=overrides)
+
+
+def parse_config(text: str, *, source: str, root: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the validated configuration of TOML text; `source` names it in errors, `root` is where paths start."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    if "root" in tree:
+        raise ConfigError(f"{source}: unknown name 'root'; known here: {_known_names(())}")
+    for override in overrides:
+        _apply_override(tree, override)
+    if "log" not in tree:
+        raise ConfigError(f"{source}: section [log] is missing; it says which file and columns hold the events")
+    try:
+        config = _ADAPTER.validate_python({**tree, "root": root})
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
+    _check_across_fields(config, source)
+    return config
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:  # Any: a TOML tree
+    name, separator, value = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not separator or not dot or not key:
+        raise ConfigError(f"--set {override!r}: expected SECTION.FIELD=VALUE, for example model.name=boosting")
+    try:
+        parsed: object = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    tree[section] = {**tree.get(section, {}), key: parsed}
+
+
+def _known_names(location: tuple[str, ...]) -> str:
+    kind: type = Config
+    for step in location:
+        annotation = {f.name: f.type for f in fields(kind)}.get(step)
+        found = next((c for c in _SECTIONS if c.__name__ in str(annotation)), None)
+        if found is None:
+            break
+        kind = found
+    return ", ".join(f.name for f in fields(kind) if f.name != "root")
+
+
+_SECTIONS: tuple[type, ...] = (
+    LogConfig, FieldsConfig, SessionsConfig, LabelsConfig, DecisionsConfig,
+    SplitConfig, ModelConfig, TrainingConfig, PolicyConfig, TrackingConfig,
+)  # fmt: skip
+
+
+def _explain(error: ValidationError) -> str:
+    lines: list[str] = []
+    for problem in error.errors():
+        steps = tuple(str(step) for step in problem["loc"])
+        where = ".".join(steps)
+        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"unknown name '{where}'; known here: {_known_names(steps[:-1])}")
+        elif problem["type"] in ("missing", "missing_argument"):
+            lines.append(f"'{where}' is missing")
+        else:
+            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+def _check_across_fields(config: Config, source: str) -> None:
+    """Raise ConfigError for settings that are each valid but not together."""
+
+    def refuse(text: str) -> None:
+        raise ConfigError(f"{source}: {text}")
+
+    log, labels, split = config.log, config.labels, config.split
+    roles = {"log.user": log.user, "log.time": log.time if log.has_clock else log.position, "log.event_id": log.event_id}
+    read = [config.fields.amount, *config.fields.numeric, *config.fields.categorical, *config.fields.entity]
+    read += [*log.type_columns]
+    present = [name for name in read if name]
+    for name in present:
+        if present.count(name) > 1:
+            refuse(f"column {name!r} is declared twice among log.type and [fields]; each column has one meaning")
+        if name in roles.values():
+            refuse(f"column {name!r} is both a field and {next(r for r, c in roles.items() if c == name)}")
+    if labels is not None:
+        leaks = {labels.column, labels.known_at} if labels.path is None else set[str | None]()
+        for name in present:
+            if name in leaks:
+                refuse(f"column {name!r} is the label (or tells when it was known): a model must not read it")
+        if labels.path is not None and not labels.key:
+            refuse("labels.path needs labels.key: the columns that join the label table to the log")
+        if labels.path is None and labels.key:
+            refuse("labels.key joins a label table, but labels.path is not set")
+        if labels.level == "session" and labels.path is not None:
+            if not {"session_id", log.session} & set(labels.key):
+                refuse('labels.level = "session" needs "session_id" (or the column of log.session) in labels.key')
+    if split.by == "time":
+        if (split.train_until is None) != (split.valid_until is None):
+            refuse("split.train_until and split.valid_until go together")
+        if abs(sum(split.fractions) - 1.0) > 1e-9 or min(split.fractions) <= 0:
+            refuse(f"split.fractions = {list(split.fractions)}: expected three positive numbers that add up to 1")
+    if split.by == "column" and not split.column:
+        refuse('split.by = "column" needs split.column')
+    if log.position is not None and log.time != "position":
+        refuse('log.position is read only with log.time = "position"')
+
+
+def state_hash(config: Config) -> str:
+    """Return sha256 hex of what of [log], [fields] and [sessions] shapes a user's stored state (not the paths)."""
+    log = {name: value for name, value in asdict(config.log).items() if name not in ("events", "delimiter")}
+    shape = {"log": log, "fields": asdict(config.fields), "sessions": asdict(config.sessions)}
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+def config_to_toml(config: Config) -> str:
+    """Return TOML text that `parse_config` reads back as an equal configuration (but for `root`)."""
+    blocks: list[str] = []
+    for section in fields(config):
+        value = getattr(config, section.name)
+        if not is_dataclass(value):
+            continue
+        lines = [f"[{section.name}]"]
+        for entry in fields(value):
+            cell = getattr(value, entry.name)
+            if cell is not None:
+                lines.append(f"{entry.name} = {_toml_value(cell, is_duration=entry.name in ('gap', 'delay'))}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _toml_value(cell: object, *, is_duration: bool) -> str:
+    if is_duration and isinstance(cell, int):
+        unit, size = next((u, s) for u, s in reversed(_UNITS_US.items()) if cell % s == 0)
+        return f'"{cell // size}{unit}"'
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    if isinstance(cell, str):
+        return json.dumps(cell, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(cell, tuple | list):
+        return "[" + ", ".join(_toml_value(value, is_duration=False) for value in cell) + "]"
+    if isinstance(cell, dict):
+        return "{ " + ", ".join(f"{k} = {_toml_value(v, is_duration=False)}" for k, v in cell.items()) + " }"
+    return repr(cell)

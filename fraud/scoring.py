@@ -1,0 +1,176 @@
+"""The ONE scoring path: events and their past in, a score and a decision for each event out.
+
+Training judges its scorer, `fraud score` scores a log and the service scores a request through these functions. A scorer
+is interchangeable by its `LogitModel`; everything around it (enrichment, calibration, policy) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fraud.batches import Windows, buckets, counted, gather, windows
+from fraud.calibration import Calibration
+from fraud.config import Config
+from fraud.contexts import sequences
+from fraud.decisions import DecisionArray, Policy, decide
+from fraud.enrich import Carry, Enriched, EnrichSpec, empty_carry, enrich
+from fraud.entities import EntityTable, entity_risk
+from fraud.events import Events, FloatArray, IntArray
+from fraud.features import FeatureSpec, features
+from fraud.runtime import TreeModel, WindowModel
+from fraud.splits import decides
+from fraud.tokens import Risk, TokenArray, Vocabulary, encode
+
+BATCH_EVENTS = 4096  # padded events of one call of the network: large enough for its matrix products, small in cache
+FEATURE_ROWS = 65_536  # rows of features held at once
+CHUNK_EVENTS = 250_000  # events of whole users enriched at once
+NO_DECISION = -1
+
+Tables = Mapping[str, EntityTable]
+
+
+class LogitModel(Protocol):
+    """What makes scorers interchangeable: the logit of each event from its context."""
+
+    @property
+    def kind(self) -> Literal["network", "boosting"]:
+        """Return which files of a bundle hold it."""
+        ...
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary it was fitted with."""
+        ...
+
+    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
+        """Return float64 [N]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkModel:
+    """A network that reads token windows."""
+
+    network: WindowModel
+    vocabulary: Vocabulary
+    config: Config
+    kind: Literal["network"] = "network"
+
+    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
+        """Return float64 [N]."""
+        tokens_NF = encode(enriched, risk, self.vocabulary)
+        cut = sequences(enriched, self.config.sessions.scope)
+        chosen = windows(cut.starts_S1, cut.first_position_S, self.config.sessions.max_events)
+        return window_logits(self.network, tokens_NF, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class BoostingModel:
+    """Boosted trees that read features."""
+
+    trees: TreeModel
+    vocabulary: Vocabulary
+    config: Config
+    kind: Literal["boosting"] = "boosting"
+
+    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
+        """Return float64 [N]."""
+        spec = feature_spec(self.config)
+        logit_N = np.empty(len(enriched.events), dtype=np.float64)
+        for first in range(0, len(logit_N), FEATURE_ROWS):
+            rows_R = np.arange(first, min(first + FEATURE_ROWS, len(logit_N)))
+            logit_N[rows_R] = self.trees.logits(features(enriched, risk, self.vocabulary, spec, rows_R))
+        return logit_N
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """A model with all that turns its logit into a decision. version names the bundle in every answer."""
+
+    config: Config
+    model: LogitModel
+    calibration: Calibration
+    policy: Policy
+    version: str
+
+
+class Scored(NamedTuple):
+    """Scores of N events: logit_N, score_N float64; decision_N int8, NO_DECISION where no decision is made."""
+
+    enriched: Enriched
+    logit_N: FloatArray
+    score_N: FloatArray
+    decision_N: DecisionArray
+
+
+def enrich_spec(config: Config) -> EnrichSpec:
+    """Return what of the configuration shapes the enrichment."""
+    return EnrichSpec(config.sessions.gap, config.fields.key_types)
+
+
+def feature_spec(config: Config) -> FeatureSpec:
+    """Return what of the configuration shapes the features."""
+    return FeatureSpec(config.sessions.scope, config.sessions.max_events, config.model.order_features)
+
+
+def risk_of(events: Events, tables: Tables) -> Risk:
+    """Return the risk of each declared entity as known at each event; none without a clock."""
+    if not events.has_clock:
+        return {}
+    return {name: entity_risk(tables[name], column, events.time_us) for name, column in events.entity.items()}
+
+
+def score_events(scorer: Scorer, events: Events, carry: Carry, tables: Tables) -> tuple[Scored, Carry]:
+    """Return the scores of the events, given the past of their users and of their entities, and the carry after them.
+
+    Where the carry holds a past, `events` must begin with the events since the start of the block before the current
+    one (`fraud.contexts`): they are scored again, as context.
+    """
+    enriched, after = enrich(events, carry, enrich_spec(scorer.config))
+    logit_N = scorer.model.logits(enriched, risk_of(events, tables))
+    score_N = scorer.calibration.scores(logit_N)
+    decision_N = np.where(
+        decides(enriched, scorer.config), decide(scorer.policy, score_N, amount_N=events.amount), NO_DECISION
+    )
+    return Scored(enriched, logit_N, score_N, decision_N.astype(np.int8)), after
+
+
+def score_log(scorer: Scorer, events: Events, tables: Tables) -> Iterator[Scored]:
+    """Yield the scores of users without a past, some whole users at a time: memory is bounded by the longest user."""
+    for chunk in user_chunks(events):
+        yield score_events(scorer, chunk, empty_carry(chunk.n_users, enrich_spec(scorer.config)), tables)[0]
+
+
+def user_chunks(events: Events) -> Iterator[Events]:
+    """Yield the events of some whole users at a time, about CHUNK_EVENTS each."""
+    first = 0
+    while first < events.n_users:
+        wanted = events.user_starts[first] + CHUNK_EVENTS
+        last = max(first + 1, int(np.searchsorted(events.user_starts, wanted, side="right")) - 1)
+        yield events.take_users(first, min(last, events.n_users))
+        first = last
+
+
+def window_logits(network: WindowModel, tokens_NF: TokenArray, chosen: Windows) -> FloatArray:
+    """Return float64 [N]: the logit of each row that counts in a window, NaN in the others."""
+    logit_N = np.full(len(tokens_NF), np.nan, dtype=np.float64)
+    for group in buckets(chosen.lengths_W, BATCH_EVENTS, None):
+        batch = chosen.take(group)
+        logits_BT = network.logits(gather(tokens_NF, batch))
+        row_R, window_R, step_R = counted(batch)
+        logit_N[row_R] = logits_BT[window_R, step_R]
+    return logit_N
+
+
+def tree_logits(trees: TreeModel, features_RC: npt.NDArray[np.float32], rows_R: IntArray) -> FloatArray:
+    """Return float64 [R]: the logits of some rows of a (mapped) feature matrix."""
+    parts = [
+        trees.logits(np.ascontiguousarray(features_RC[rows_R[first : first + FEATURE_ROWS]]))
+        for first in range(0, len(rows_R), FEATURE_ROWS)
+    ]
+    return np.concatenate([*parts, np.zeros(0)]).astype(np.float64)

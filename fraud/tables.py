@@ -1,0 +1,126 @@
+"""Scores as Arrow tables: the columns of the score file, by event and by session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from fraud.config import Config
+from fraud.decisions import DECISIONS
+from fraud.events import IntArray
+from fraud.labels import session_ids
+from fraud.logs import Log, event_ids, from_pandas, from_table
+from fraud.preparation import entity_tables, labelled_chunks, merged_tables
+from fraud.scoring import NO_DECISION, Scored, Scorer, Tables, score_log
+
+_TIME = pa.timestamp("us", tz="UTC")
+EVENT_SCHEMA = pa.schema(
+    {
+        "event_id": pa.string(),
+        "user_id": pa.string(),
+        "session_id": pa.string(),
+        "ts": _TIME,
+        "type": pa.string(),
+        "score": pa.float64(),
+        "decision": pa.string(),
+    }
+)
+SESSION_SCHEMA = pa.schema(
+    {
+        "user_id": pa.string(),
+        "session_id": pa.string(),
+        "start": _TIME,
+        "end": _TIME,
+        "n_events": pa.int64(),
+        "score": pa.float64(),
+        "max_score": pa.float64(),
+        "decision": pa.string(),
+        "model_version": pa.string(),
+    }
+)
+
+
+def tables_of(log: Log, config: Config) -> Tables:
+    """Return the entity counters of a whole log, with the frauds its labels know; empty without entity fields."""
+    if not config.fields.entity or not config.log.has_clock:
+        return {}
+    return merged_tables([entity_tables(enriched, labels) for enriched, labels, _ in labelled_chunks(log, config)])
+
+
+def scored_chunks(scorer: Scorer, log: Log, tables: Tables, partition: int) -> Iterator[tuple[Scored, pa.Array]]:
+    """Yield (scores, event ids) of some whole users of one partition at a time."""
+    ordered = log.partitions[partition]()
+    ids = event_ids(ordered)
+    first = 0
+    for scored in score_log(scorer, ordered.events, tables):
+        n_events = len(scored.score_N)
+        yield scored, ids.slice(first, n_events)
+        first += n_events
+
+
+def event_table(scored: Scored, ids: pa.Array) -> pa.Table:
+    """Return one row an event, EVENT_SCHEMA, by user and time."""
+    events = scored.enriched.events
+    columns = [
+        ids,
+        _texts(events.users, events.user_codes()),
+        _texts(session_ids(scored.enriched), _session_codes(scored)),
+        _times(events.time_us),
+        _texts(events.type.values, events.type.codes_N),
+        pa.array(scored.score_N),
+        _decisions(scored.decision_N),
+    ]
+    return pa.Table.from_arrays(columns, schema=EVENT_SCHEMA)
+
+
+def session_table(scored: Scored, version: str) -> pa.Table:
+    """Return one row a session, SESSION_SCHEMA, by user and time; decision is the most severe of its events', or null."""
+    events = scored.enriched.events
+    first_S = np.flatnonzero(scored.enriched.session_opens_N)
+    last_S = np.append(first_S[1:], len(events)) - 1
+    if len(first_S) == 0:
+        return SESSION_SCHEMA.empty_table()
+    columns = [
+        _texts(events.users, events.user_codes()[first_S]),
+        pa.array(session_ids(scored.enriched), pa.string()),
+        _times(events.time_us[first_S]),
+        _times(events.time_us[last_S]),
+        pa.array(last_S - first_S + 1, pa.int64()),
+        pa.array(scored.score_N[last_S]),
+        pa.array(np.maximum.reduceat(scored.score_N, first_S)),
+        _decisions(np.maximum.reduceat(scored.decision_N, first_S)),
+        pa.repeat(pa.scalar(version), len(first_S)),
+    ]
+    return pa.Table.from_arrays(columns, schema=SESSION_SCHEMA)
+
+
+def score_table(scorer: Scorer, table: object) -> pa.Table:
+    """Return EVENT_SCHEMA for an Arrow table or a DataFrame in the log's columns; unusable rows are left out."""
+    read = from_table if isinstance(table, pa.Table) else from_pandas
+    log = read(table, scorer.config)  # type: ignore[arg-type]
+    tables = tables_of(log, scorer.config)
+    parts = [
+        event_table(scored, ids)
+        for partition in range(len(log.partitions))
+        for scored, ids in scored_chunks(scorer, log, tables, partition)
+    ]
+    return pa.concat_tables([EVENT_SCHEMA.empty_table(), *parts])
+
+
+def _session_codes(scored: Scored) -> IntArray:
+    return np.cumsum(scored.enriched.session_opens_N) - 1
+
+
+def _texts(values: np.ndarray, codes: np.ndarray) -> pa.Array:
+    dictionary = pa.array(values.tolist(), pa.string())
+    return dictionary.take(pa.array(codes, mask=codes < 0))
+
+
+def _times(time_us: IntArray) -> pa.Array:
+    return pa.array(time_us, pa.int64()).cast(_TIME)
+
+
+def _decisions(decision: np.ndarray) -> pa.Array:
+    return pa.array(DECISIONS).take(pa.array(decision, pa.int8(), mask=decision == NO_DECISION))

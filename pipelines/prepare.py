@@ -1,0 +1,72 @@
+"""`fraud prepare`: a log validated, put in order, cut into sessions and encoded, with a report of what was in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from fraud.config import Config
+from fraud.logs import Log, check_usable, read_log, rows_by_reason
+from fraud.preparation import prepare
+from fraud.quarantine import Quarantine
+from pipelines.console import Screen
+from pipelines.files import check_new, directory_written_whole, written_whole
+
+Json = dict[str, Any]  # Any: JSON
+
+
+def prepare_log(config: Config, out: Path, *, overwrite: bool, screen: Screen) -> Json:
+    """Return the report; DIR holds the prepared set, quarantine.parquet and report.json."""
+    check_new(out, overwrite=overwrite)
+    started = time.monotonic()
+    with directory_written_whole(out) as aside:
+        log = read_log(config, work=out.parent)
+        write_quarantine(log.quarantine, aside / "quarantine.parquet")
+        if log.n_events == 0:
+            write_quarantine(log.quarantine, out.with_name(f"{out.name}.quarantine.parquet")) if log.rows_in else None
+            check_usable(log)
+            screen.warn("the log holds no row; there is nothing to prepare")
+            report: Json = {"sessions": 0, "users": 0}
+        else:
+            with screen.progress() as advance:
+                report = prepare(log, config, aside, progress=advance).report
+        log.close()
+        report = counts(log) | report | {"seconds": round(time.monotonic() - started, 3)}
+    show_counts(report, screen)
+    return report
+
+
+def counts(log: Log) -> Json:
+    """Return where every row went."""
+    return {
+        "rows_in": log.rows_in,
+        "rows_used": log.n_events,
+        "duplicates": log.n_duplicates,
+        "quarantined": len(log.quarantine),
+        "quarantined_by_reason": rows_by_reason(log.quarantine),
+        "users": log.n_users,
+    }
+
+
+def show_counts(report: Json, screen: Screen) -> None:
+    """Print where every row went, and warn about what a person should look at."""
+    screen.say(
+        f"{report['rows_in']:,} rows: {report['rows_used']:,} used, {report['duplicates']:,} duplicates, "
+        f"{report['quarantined']:,} quarantined; {report['users']:,} users, {report['sessions']:,} sessions"
+    )
+    for reason, n_rows in report["quarantined_by_reason"].items():
+        screen.say(f"  quarantined: {n_rows:,} {reason}")
+    if report.get("labels_unmatched"):
+        screen.warn(f"{report['labels_unmatched']:,} of {report['labels']:,} labels match no event of the log")
+    if report.get("labels_quarantined"):
+        screen.warn(f"{report['labels_quarantined']:,} rows of the label table cannot be used")
+
+
+def write_quarantine(quarantine: Quarantine, path: Path) -> None:
+    """Write the rows that were put aside, if there are any."""
+    if len(quarantine):
+        with written_whole(path) as aside:
+            pq.write_table(quarantine.table(), aside)

@@ -1,0 +1,181 @@
+"""`fraud score`: a log scored by a bundle into one file; bounded memory, and a killed run goes on with --resume.
+
+The scores of each partition of the log are written whole into a working folder, then joined into the output, which
+appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from fraud.bundle import Bundle, load_bundle
+from fraud.config import Config, state_hash
+from fraud.decisions import DECISIONS
+from fraud.errors import ConfigError
+from fraud.logs import Log, check_usable, read_log
+from fraud.tables import EVENT_SCHEMA, SESSION_SCHEMA, event_table, scored_chunks, session_table, tables_of
+from pipelines.console import Screen
+from pipelines.files import check_new, written_whole
+from pipelines.prepare import counts, show_counts, write_quarantine
+
+Json = dict[str, Any]  # Any: JSON
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def score_file(
+    directory: Path,
+    events: str,
+    out: Path,
+    *,
+    config: Config | None,
+    per_event: bool,
+    overwrite: bool,
+    resume: bool,
+    screen: Screen,
+) -> Json:
+    """Return the totals of a log scored into `out` (.parquet or .csv), one row a session, or an event.
+
+    config: where the log's columns are named otherwise, or its labels are (frauds known of entities); default: the
+    bundle's own. Raises ConfigError, DataError and BundleError; an output under its own name is always complete.
+    """
+    started = time.monotonic()
+    check_new(out, overwrite=overwrite)
+    if out.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"{out}: expected a name that ends in .parquet or .csv")
+    bundle = load_bundle(directory)
+    log_config = _log_config(bundle, config)
+    work = out.with_name(f".{out.name}.work")
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    log = read_log(log_config, events=events, work=work)
+    write_quarantine(log.quarantine, quarantine_path(out))
+    check_usable(log)
+    if log_config.fields.entity and log_config.labels is None:
+        screen.warn("no labels: the frauds known of each entity count as 0 (--config CONFIG names a label table)")
+    if log.rows_in == 0:
+        screen.warn("the log holds no row; the output is empty")
+    _start_over_if_changed(work, bundle, log, per_event=per_event)
+    totals = _score_partitions(bundle, log, log_config, work, per_event=per_event, screen=screen)
+    _join(work, len(log.partitions), out, per_event=per_event)
+    log.close()
+    shutil.rmtree(work, ignore_errors=True)
+    document = counts(log) | totals | {"model_version": bundle.version, "out": str(out)}
+    document["seconds"] = round(time.monotonic() - started, 3)
+    show_counts(document, screen)
+    if document["unknown_types"]:
+        screen.warn(f"{document['unknown_types']:,} events have a type the bundle has never seen; scored as unknown")
+    screen.say(f"decisions: {', '.join(f'{n:,} {name}' for name, n in document['decisions'].items())} -> {out}")
+    return document
+
+
+def quarantine_path(out: Path) -> Path:
+    """Return where the rows that were put aside go: OUT.quarantine.parquet."""
+    return out.with_name(f"{out.stem}.quarantine.parquet")
+
+
+def _log_config(bundle: Bundle, config: Config | None) -> Config:
+    """Return the configuration the log is read with: the bundle's, with labels only where a config brings them."""
+    if config is None:
+        return replace(bundle.scorer.config, labels=None)
+    if state_hash(config) != state_hash(bundle.scorer.config):
+        raise ConfigError(
+            "the bundle was made for another [log], [fields] or [sessions] than this configuration declares; "
+            f"see {bundle.path / 'config.toml'}"
+        )
+    return config
+
+
+def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, *, per_event: bool) -> None:
+    """Remove what a run of another bundle, log or kind of output left behind."""
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in log.files]
+    identity = json.dumps([bundle.version, files, per_event, len(log.partitions)])
+    path = work / "run.json"
+    if path.exists() and path.read_text(encoding="utf-8") == identity:
+        return
+    for part in work.glob("part-*.parquet"):
+        part.unlink()
+    with written_whole(path) as aside:
+        aside.write_text(identity, encoding="utf-8")
+
+
+def _score_partitions(
+    bundle: Bundle, log: Log, config: Config, work: Path, *, per_event: bool, screen: Screen
+) -> Json:
+    """Write the scores of each partition that is not written yet, and return the totals."""
+    done = 0
+    tables = None
+    with screen.progress() as advance:
+        for partition in range(len(log.partitions)):
+            path = work / f"part-{partition}.parquet"
+            if path.exists():
+                done += _totals(path)["events"]
+                continue
+            tables = tables_of(log, config) if tables is None else tables
+            schema = EVENT_SCHEMA if per_event else SESSION_SCHEMA
+            totals = {"events": 0, "sessions": 0, "unknown_types": 0, **dict.fromkeys(DECISIONS, 0)}
+            with written_whole(path) as aside, pq.ParquetWriter(aside, schema) as writer:
+                for scored, ids in scored_chunks(bundle.scorer, log, tables, partition):
+                    table = event_table(scored, ids) if per_event else session_table(scored, bundle.version)
+                    writer.write_table(table)
+                    _count(totals, scored, bundle)
+                    done += len(scored.score_N)
+                    advance("score", done, log.n_events)
+                writer.add_key_value_metadata({"totals": json.dumps(totals)})
+    parts = [_totals(work / f"part-{partition}.parquet") for partition in range(len(log.partitions))]
+    summed = {name: sum(part[name] for part in parts) for name in ("sessions", "unknown_types", *DECISIONS)}
+    decisions = {name: summed.pop(name) for name in DECISIONS}
+    return {**summed, "decisions": decisions}
+
+
+def _count(totals: dict[str, int], scored: Any, bundle: Bundle) -> None:
+    types = scored.enriched.events.type
+    known = set(bundle.scorer.model.vocabulary.types)
+    is_unknown_V = np.array([str(value) not in known for value in types.values], dtype=np.bool_)
+    totals["events"] += len(scored.score_N)
+    totals["sessions"] += int(scored.enriched.session_opens_N.sum())
+    totals["unknown_types"] += int(is_unknown_V[types.codes_N].sum())
+    for code, name in enumerate(DECISIONS):
+        totals[name] += int((scored.decision_N == code).sum())
+
+
+def _totals(path: Path) -> dict[str, int]:
+    return json.loads(pq.read_metadata(path).metadata[b"totals"])
+
+
+def _join(work: Path, n_parts: int, out: Path, *, per_event: bool) -> None:
+    """Write the parts one after another to the output."""
+    schema = EVENT_SCHEMA if per_event else SESSION_SCHEMA
+    parts = (work / f"part-{partition}.parquet" for partition in range(n_parts))
+    with written_whole(out) as aside:
+        if out.suffix == ".csv":
+            with pacsv.CSVWriter(aside, schema) as csv_writer:
+                for part in parts:
+                    csv_writer.write_table(_escaped(pq.read_table(part, schema=schema)))
+            return
+        with pq.ParquetWriter(aside, schema) as writer:
+            for part in parts:
+                for batch in pq.ParquetFile(part).iter_batches():
+                    writer.write_batch(batch)
+
+
+def _escaped(table: pa.Table) -> pa.Table:
+    """Return the table with a quote before every text that a spreadsheet would run as a formula."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            column = table.column(place)
+            runs = pc.fill_null(pc.is_in(pc.utf8_slice_codeunits(column, 0, 1), pa.array(_FORMULA)), False)
+            escaped = pc.if_else(runs, pc.binary_join_element_wise("'", column, ""), column)
+            table = table.set_column(place, field, escaped)
+    return table

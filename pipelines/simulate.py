@@ -1,0 +1,245 @@
+"""`fraud simulate`: a bank's log with planted fraud, what the bank knows of it, a config, and the best possible scores.
+
+The bank itself is `bank`, its stories `bank_stories`, its ceiling `bank_oracle`; here their arrays become four files.
+"""
+
+import math
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fraud.errors import ConfigError
+from pipelines.bank import CHANNELS, BankLog, simulate_bank
+from pipelines.bank_chain import IS_DECISION_V, Chain, Floats, Ints, bank_chain
+from pipelines.bank_labels import Reports, observed_reports
+from pipelines.bank_oracle import fraud_probability
+from pipelines.bank_routines import EVENT_TYPES, KINDS, STORIES
+from pipelines.files import written_whole
+
+FILES = ("events.parquet", "labels.parquet", "oracle.parquet", "config.toml")
+MAX_FRAUD_RATE = 0.1  # above it, decoys that outnumber the fraud leave too few normal sessions
+_TIME = pa.timestamp("us", tz="UTC")
+
+_CONFIG = """\
+# fraud train config.toml -o bundle
+#
+# A simulated bank: {n_events} events of {n_users} users; {n_fraud} of {n_decisions} decision events are fraud. Made by
+#   fraud simulate -o DIR --users {n_users} --days {days} --seed {seed} --fraud-rate {fraud_rate}
+# oracle.parquet has the best possible score of each decision event: the exact probability of fraud given the user's
+# past. It also knows the user's lasting habits, so it is an upper bound. No command trains on it.
+
+[log]
+events = "events.parquet"
+user = "user_id"
+time = "ts"
+type = "type"
+event_id = "event_id"                 # unique: repeated rows are found, labels are joined by it
+
+[fields]
+amount = "amount"                     # transfers, bills and withdrawals; none elsewhere
+categorical = ["channel"]
+entity = ["payee", "device"]          # first seen, and the fraud known of them
+# A model is told the time since the last event of each of these.
+key_types = [
+  "login", "credit_score_check", "loan_check", "receive_transfer",
+  "change_device", "add_payee", "change_password", "change_avatar",
+]
+
+[sessions]
+gap = "30m"                           # idle for longer: a new session
+scope = "user"                        # a fraud's first step may lie in an earlier session
+max_events = 64
+
+[labels]
+path = "labels.parquet"               # reported fraud only: some is missed, a little is false, all of it comes late
+key = ["event_id"]
+column = "fraud"
+level = "event"
+known_at = "known_at"
+delay = "7d"                          # no report by then: taken as honest
+
+[decisions]
+on = ["transfer_out", "withdraw"]
+
+[split]
+by = "time"
+fractions = [0.6, 0.25, 0.15]
+
+[model]
+name = "lstm"
+
+[policy]
+alert_budget = 0.01                   # share of the decision events that somebody can look at
+# costs = {{ review = 3.0 }}            # or: what one look costs, in the unit of amount
+
+[tracking]
+uri = "sqlite:///mlflow.db"
+"""
+
+
+def simulate(
+    out_dir: Path,
+    *,
+    users: int = 8000,
+    days: int = 90,
+    seed: int = 0,
+    fraud_rate: float = 0.01,
+    overwrite: bool = False,
+) -> dict[str, int | float | dict[str, int]]:
+    """Return the counts of the log written to `out_dir` (FILES): events, users, decisions, frauds, reports, kinds.
+
+    The same arguments give the same bytes. fraud_rate: expected share of the decision events that are fraud. The files
+    get their names only when all are written. Raises ConfigError for an argument out of range, an output that exists.
+    """
+    _check(users=users, days=days, seed=seed, fraud_rate=fraud_rate)
+    _check_output(out_dir, overwrite=overwrite)
+    chain = bank_chain(fraud_rate)
+    log = simulate_bank(chain, users=users, days=days, seed=seed)
+    reports = observed_reports(log, seed=seed)
+    summary = _summary(chain, log, reports)
+    by_time_N = np.lexsort((log.user_N, log.time_us_N))
+    event_ids = _event_ids(by_time_N)
+    config = _CONFIG.format(**summary, days=days, seed=seed, fraud_rate=fraud_rate)
+    tables = {
+        "events.parquet": _events_table(log, by_time_N, event_ids),
+        "labels.parquet": _labels_table(reports, event_ids),
+        "oracle.parquet": _oracle_table(chain, log, by_time_N, event_ids, fraud_probability(chain, log)),
+    }
+    _write_whole(out_dir, tables, config)
+    return summary
+
+
+def _check(*, users: int, days: int, seed: int, fraud_rate: float) -> None:
+    """Raise ConfigError that names the argument, its value and what was expected."""
+    for name, value, low, high in (
+        ("users", users, 10, 10_000_000),
+        ("days", days, 7, 36_500),
+        ("seed", seed, 0, 2**63 - 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"{name} = {value!r}: expected a whole number from {low} to {high}")
+    if not (math.isfinite(fraud_rate) and 0.0 < fraud_rate <= MAX_FRAUD_RATE):
+        raise ConfigError(
+            f"fraud_rate = {fraud_rate!r}: expected a share of the decision events above 0 and at most {MAX_FRAUD_RATE}"
+        )
+
+
+def _check_output(out_dir: Path, *, overwrite: bool) -> None:
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"{out_dir}: is a file; expected a folder to write {', '.join(FILES)} into")
+    if overwrite or not out_dir.exists():
+        return
+    # What an interrupted run left is not in the way.
+    present = sorted(path.name for path in out_dir.iterdir() if not path.name.endswith(".partial"))
+    if present:
+        raise ConfigError(
+            f"{out_dir}: exists and holds {present[0]!r}; expected an empty or new folder, or --overwrite"
+        )
+
+
+def _write_whole(out_dir: Path, tables: dict[str, pa.Table], config: str) -> None:
+    """Write every file aside, then give each its name; the config last, so that no half of a log can be trained on."""
+    with ExitStack() as stack:  # unwinds in reverse: what is entered first is named last
+        asides = {name: stack.enter_context(written_whole(out_dir / name)) for name in ("config.toml", *tables)}
+        asides["config.toml"].write_text(config, encoding="utf-8")
+        for name, table in tables.items():
+            pq.write_table(table, asides[name], compression="zstd")
+        (out_dir / "config.toml").unlink(missing_ok=True)
+
+
+def _numbered(prefix: str, number_N: Ints, *, width: int) -> pa.Array:
+    """Return texts such as "e00000042"; null where the number is negative."""
+    text = pc.utf8_lpad(pa.array(number_N, mask=number_N < 0).cast(pa.string()), width, "0")
+    return pc.binary_join_element_wise(prefix, text, "")
+
+
+def _named(names: tuple[str, ...], code_N: Ints) -> pa.Array:
+    """Return the name of each code; null where the code is negative."""
+    return pa.array(names, pa.string()).take(pa.array(code_N, mask=code_N < 0))
+
+
+def _times(time_us_N: Ints) -> pa.Array:
+    return pa.array(time_us_N).cast(_TIME)
+
+
+def _event_ids(by_time_N: Ints) -> pa.Array:
+    """Return the id of each event of the log, numbered in the order of time: so ids break ties as the file does."""
+    rank_N = np.empty_like(by_time_N)
+    rank_N[by_time_N] = np.arange(by_time_N.size)
+    return _numbered("e", rank_N, width=8)
+
+
+def _user_ids(user_N: Ints) -> pa.Array:
+    return _numbered("u", user_N, width=6)
+
+
+def _events_table(log: BankLog, by_time_N: Ints, event_ids: pa.Array) -> pa.Table:
+    amount_N = log.amount_N[by_time_N]
+    return pa.table(
+        {
+            "event_id": event_ids.take(pa.array(by_time_N)),
+            "user_id": _user_ids(log.user_N[by_time_N]),
+            "ts": _times(log.time_us_N[by_time_N]),
+            "type": _named(EVENT_TYPES, log.type_N[by_time_N]),
+            "amount": pa.array(amount_N, mask=np.isnan(amount_N)),
+            "channel": _named(CHANNELS, log.channel_N[by_time_N]),
+            "payee": _numbered("p", log.payee_N[by_time_N], width=7),
+            "device": _numbered("d", log.device_N[by_time_N], width=7),
+        }
+    )
+
+
+def _labels_table(reports: Reports, event_ids: pa.Array) -> pa.Table:
+    event_ids = event_ids.take(pa.array(reports.event_L))
+    labels = pa.table(
+        {
+            "event_id": event_ids,
+            "fraud": pa.array(np.ones(reports.event_L.size, dtype=np.int64)),
+            "known_at": _times(reports.known_us_L),
+        }
+    )
+    return labels.sort_by("event_id")
+
+
+def _oracle_table(chain: Chain, log: BankLog, by_time_N: Ints, event_ids: pa.Array, p_fraud_N: Floats) -> pa.Table:
+    """Return one row per decision event, in the order of time."""
+    decision_D = by_time_N[IS_DECISION_V[log.type_N[by_time_N]]]
+    state_D = log.state_N[decision_D]
+    # Beats of the event's session up to and including it: a stretch of the list of all beats.
+    beats = np.flatnonzero(chain.is_beat_K[log.state_N])
+    session_N = np.cumsum(log.opens_session_N) - 1
+    opened_D = np.flatnonzero(log.opens_session_N)[session_N[decision_D]]
+    from_D, until_D = np.searchsorted(beats, opened_D), np.searchsorted(beats, decision_D, side="right")
+    offsets = np.concatenate([[0], np.cumsum(until_D - from_D)])
+    members = beats[np.arange(offsets[-1]) + np.repeat(from_D - offsets[:-1], until_D - from_D)]
+    return pa.table(
+        {
+            "event_id": event_ids.take(pa.array(decision_D)),
+            "user_id": _user_ids(log.user_N[decision_D]),
+            # Nine decimals: the order of a matrix product's additions, which machines differ in, stays below them.
+            "p_fraud": pa.array(np.round(p_fraud_N[decision_D], 9)),
+            "is_fraud": pa.array(log.is_fraud_N[decision_D]),
+            "story": _named(STORIES, log.story_N[decision_D]),
+            "kind": _named(KINDS, chain.kind_K[state_D]),
+            "story_event_ids": pa.ListArray.from_arrays(
+                pa.array(offsets.astype(np.int32)), event_ids.take(pa.array(members))
+            ),
+        }
+    )
+
+
+def _summary(chain: Chain, log: BankLog, reports: Reports) -> dict[str, int | float | dict[str, int]]:
+    is_decision_N = IS_DECISION_V[log.type_N]
+    n_by_kind = np.bincount(chain.kind_K[log.state_N[is_decision_N]], minlength=len(KINDS))
+    return {
+        "n_events": log.user_N.size,
+        "n_users": int(np.unique(log.user_N).size),
+        "n_decisions": int(is_decision_N.sum()),
+        "n_fraud": int(log.is_fraud_N.sum()),
+        "n_labels": reports.event_L.size,
+        "kinds": {kind: int(n) for kind, n in zip(KINDS, n_by_kind, strict=True)},
+    }

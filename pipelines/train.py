@@ -1,0 +1,231 @@
+"""`fraud train`: one scorer from a log to a bundle, tracked; a killed run goes on with --resume.
+
+Beside the bundle to be stands a working folder: the prepared set, and after every epoch of a network a checkpoint. Each
+is written whole, so --resume goes on from the last whole one and ends with the same bytes as a run nobody killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fraud.bundle import Bundle, write_bundle
+from fraud.config import Config, config_to_toml
+from fraud.errors import ConfigError, DataError
+from fraud.learning import Judged, bundle_parts, fit_model, judge
+from fraud.logs import check_usable, read_log
+from fraud.preparation import Prepared, open_prepared, prepare
+from pipelines.console import Screen, interval
+from pipelines.files import check_new, directory_written_whole, replace_directory, written_whole
+from pipelines.prepare import counts, show_counts, write_quarantine
+from pipelines.tracking import RunRecord, track
+
+if TYPE_CHECKING:
+    from fraud.training import EpochReport, TrainingState
+
+Json = dict[str, Any]  # Any: JSON
+_PACKAGES = ("fraud", "numpy", "pyarrow", "torch", "scikit-learn", "onnxruntime", "safetensors")
+
+
+def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, screen: Screen) -> Json:
+    """Return the test figures of a scorer trained under the configuration, its bundle written to `out`.
+
+    Raises ConfigError, DataError; a run that was killed leaves its working folder, which --resume takes up.
+    """
+    check_new(out, overwrite=overwrite)
+    work = out.with_name(f".{out.name}.work")
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    prepared = prepared_for(config, work, screen)
+    judged, record = train_prepared(prepared, config, work, screen)
+    bundle = publish(judged, prepared, config, out)
+    document = judged.test.to_json() | {
+        "model": config.model.name,
+        "bundle": str(out),
+        "version": bundle.version,
+        "fit_s": record.fit_s,
+        "choice_ap": judged.choice_ap,
+        "report": prepared.report,
+    }
+    document["tracked"] = track(record, bundle.path, config, screen)
+    show_figures({config.model.name: document}, screen)
+    shutil.rmtree(work, ignore_errors=True)
+    return document
+
+
+def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
+    """Return the prepared set in the working folder, made now unless a whole one of this log and config is there."""
+    if config.labels is None:
+        raise ConfigError("[labels] is missing: training needs to know what is fraud")
+    directory = work / "prepared"
+    wanted = _log_identity(config)
+    identity = work / "log.json"
+    if identity.exists() and json.loads(identity.read_text(encoding="utf-8")) == wanted:
+        screen.say(f"taking up the prepared set in {directory}")
+        return open_prepared(directory)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    log = read_log(config, work=work)
+    write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"))
+    check_usable(log)
+    if log.n_events == 0:
+        raise DataError("the log holds no row; there is nothing to train on")
+    with screen.progress() as advance, directory_written_whole(directory) as aside:
+        report = prepare(log, config, aside, progress=advance).report
+    show_counts(counts(log) | report, screen)
+    log.close()
+    with written_whole(identity) as aside:
+        aside.write_text(json.dumps(wanted), encoding="utf-8")
+    return open_prepared(directory)
+
+
+def train_prepared(prepared: Prepared, config: Config, work: Path, screen: Screen) -> tuple[Judged, RunRecord]:
+    """Return the judged scorer and what the tracker is told of it."""
+    checkpoint = work / f"{config.model.name}.checkpoint"
+    state, history, spent_s = _read_checkpoint(checkpoint, config)
+    started = time.monotonic()
+    with screen.progress() as advance:
+
+        def report(epoch: EpochReport) -> None:
+            figures = {"train_loss": epoch.train_loss, "held_out_loss": epoch.held_out_loss}
+            figures |= {"held_out_ap": epoch.held_out_ap, "learning_rate": epoch.learning_rate}
+            history.append({name: value for name, value in figures.items() if value is not None})
+            advance(f"train {config.model.name}", epoch.epoch, config.training.epochs)
+            _write_checkpoint(checkpoint, epoch.state, config, history, spent_s + time.monotonic() - started)
+
+        fitted = fit_model(prepared, config, resume=state, report=report)
+    fit_s = round(spent_s + time.monotonic() - started, 3)
+    judged = judge(fitted, prepared, config)
+    record = RunRecord(
+        name=config.model.name,
+        parameters=_parameters(config),
+        history=tuple(history),
+        metrics=_numbers(judged.test.to_json(), "test") | _numbers(judged.validation.to_json(), "validation"),
+        tags={"fingerprint": prepared.fingerprint, "model": config.model.name},
+        fit_s=fit_s,
+    )
+    return judged, record
+
+
+def publish(judged: Judged, prepared: Prepared, config: Config, out: Path) -> Bundle:
+    """Return the bundle of a judged scorer, standing whole at `out`."""
+    parts = bundle_parts(judged, prepared, config, packages=_packages())
+    aside = out.with_name(f".{out.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    write_bundle(aside, parts)
+    replace_directory(aside, out)
+    from fraud.bundle import load_bundle
+
+    return load_bundle(out)
+
+
+def show_figures(figures: Mapping[str, Mapping[str, Any]], screen: Screen) -> None:
+    """Print the test figures of scorers side by side."""
+    rows = [
+        [
+            name,
+            interval(one["ap"], one["ap_ci"]),
+            interval(one["auc"], one["auc_ci"]),
+            interval(one["recall_at_budget"], one.get("recall_at_budget_ci")),
+            interval(one["precision_at_budget"], None),
+            interval(one["ece"], None),
+            interval(one["mean_score_over_base_rate"], None),
+            "-" if one.get("fit_s") is None else f"{one['fit_s']:.0f} s",
+        ]
+        for name, one in figures.items()
+    ]
+    header = ["scorer", "AP", "AUC", "recall at budget", "precision", "ECE", "score / base rate", "fit"]
+    first = next(iter(figures.values()))
+    title = f"Test period: {first['n_positive']:,} frauds among {first['n_test']:,} examples (95 % intervals by user)"
+    screen.table(title, header, rows)
+
+
+def _log_identity(config: Config) -> Json:
+    """Return what a prepared set depends on: the settings but for how a model is fitted, and the files as they are."""
+    from fraud.readers import log_files
+
+    paths = log_files(config.log.events, config.root)
+    if config.labels is not None and config.labels.path is not None:
+        paths = [*paths, config.root / config.labels.path]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.exists()]
+    text = config_to_toml(config)
+    kept = [block for block in text.split("\n\n") if not block.startswith(("[training]", "[policy]", "[tracking]"))]
+    kept = [block for block in kept if not block.startswith("[model]")]
+    return {"config": kept, "order_features": config.model.order_features, "files": files}
+
+
+def _read_checkpoint(path: Path, config: Config) -> tuple[TrainingState | None, list[dict[str, float]], float]:
+    """Return the state, the history and the seconds spent of a checkpoint made under the same settings, or nothing."""
+    if not path.exists():
+        return None, [], 0.0
+    from safetensors import safe_open
+
+    from fraud.training import state_from_arrays
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        if metadata["config"] != _config_digest(config):
+            return None, [], 0.0
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    state = state_from_arrays(arrays, json.loads(metadata["numbers"]))
+    return state, json.loads(metadata["history"]), float(metadata["spent_s"])
+
+
+def _write_checkpoint(
+    path: Path, state: TrainingState, config: Config, history: list[dict[str, float]], spent_s: float
+) -> None:
+    from safetensors.numpy import save_file
+
+    from fraud.training import state_to_arrays
+
+    arrays, numbers = state_to_arrays(state)
+    metadata = {
+        "config": _config_digest(config),
+        "numbers": json.dumps(numbers),
+        "history": json.dumps(history),
+        "spent_s": str(spent_s),
+    }
+    with written_whole(path) as aside:
+        save_file(arrays, aside, metadata=metadata)
+
+
+def _config_digest(config: Config) -> str:
+    return hashlib.sha256(config_to_toml(config).encode()).hexdigest()
+
+
+def _parameters(config: Config) -> dict[str, str]:
+    lines = [line for line in config_to_toml(config).splitlines() if line]
+    section, parameters = "", {}
+    for line in lines:
+        if line.startswith("["):
+            section = line.strip("[]")
+        else:
+            name, _, value = line.partition(" = ")
+            parameters[f"{section}.{name}"] = value
+    return parameters
+
+
+def _numbers(figures: Json, prefix: str) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, list):
+            numbers |= {f"{prefix}_{name}_low": value[0], f"{prefix}_{name}_high": value[1]}
+        elif value is not None:
+            numbers[f"{prefix}_{name}"] = float(value)
+    return numbers
+
+
+def _packages() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
