@@ -40,8 +40,8 @@ class Windows:
 def windows(sequence_starts_S1: IntArray, first_position_S: IntArray, max_events: int) -> Windows:
     """Return the windows that give each row of each sequence its context.
 
-    sequence_starts_S1: int64 [S + 1], rows of sequence s are [s] : [s + 1]. first_position_S: int64 [S], the position in
-    its sequence of the first row that is here: 0, or a multiple of max_events / 2 where earlier events were dropped;
+    sequence_starts_S1: int64 [S + 1], rows of sequence s are [s] : [s + 1]. first_position_S: int64 [S], the position
+    in its sequence of the first row that is here: 0, or a multiple of max_events / 2 where earlier events were dropped;
     then the rows of the first half block are context only and count in no window.
     """
     half = max_events // 2

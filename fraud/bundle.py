@@ -1,7 +1,7 @@
 """A scorer as a directory of plain files, and back; nothing in it executes on load.
 
-A bundle is written whole or not at all: aside, synced, loaded once as a check, then renamed. It is verified on load: the
-format, the set of files, their sha256, the shapes and finiteness of the weights, and the golden scores.
+A bundle is written whole or not at all: aside, synced, loaded once as a check, then renamed. It is verified on load:
+the format, the set of files, their sha256, the shapes and finiteness of the weights, and the golden scores.
 """
 
 from __future__ import annotations
@@ -11,54 +11,33 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from fraud.calibration import Calibration
 from fraud.config import Config, config_to_toml, parse_config, state_hash
 from fraud.decisions import Policy, policy_from_toml, policy_to_toml
-from fraud.enrich import empty_carry
 from fraud.errors import BundleError, ConfigError
-from fraud.events import Events, FloatArray
-from fraud.golden import TOLERANCE, golden_events, golden_from_json, golden_tables, golden_to_json
+from fraud.golden import check_golden, golden_json
+from fraud.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    check_weights,
+    json_object,
+    manifest_json,
+    read_files,
+    read_manifest,
+)
 from fraud.runtime import TreeModel, WindowModel
-from fraud.scoring import BoostingModel, LogitModel, NetworkModel, Scorer, enrich_spec, score_events
+from fraud.scoring import BoostingModel, LogitModel, NetworkModel, Scorer
 from fraud.tokens import Vocabulary, vocabulary_from_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
-_MODEL_FILES = {"network": {"weights.safetensors", "window.onnx"}, "boosting": {"boosting.onnx"}}
-_OPTIONAL_FILES = {"step.onnx"}
-_TEXT_FILES = {
-    "config.toml", "vocabulary.json", "calibration.json", "policy.toml", "reference.json", "golden.json",
-    "metrics.json", "MODEL_CARD.md",
-}  # fmt: skip
-_MAX_FILE_BYTES = 2**31
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """manifest.json: what the bundle is, what it was made from and the sha256 of every other file in it."""
-
-    format_version: int
-    name: str
-    kind: Literal["network", "boosting"]
-    fingerprint: str
-    newest_event: str
-    newest_label: str | None
-    state_hash: str
-    max_events: int
-    packages: dict[str, str]
-    shapes: dict[str, list[int]]
-    files: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +100,7 @@ def write_bundle(directory: Path, parts: BundleParts) -> Bundle:
         for name, content in files.items():
             _write_synced(aside / name, content)
         manifest = _manifest_of(parts, files)
-        _write_synced(aside / _MANIFEST, (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode())
+        _write_synced(aside / MANIFEST, manifest_json(manifest).encode())
         load_bundle(aside)
         sync_directory(aside)
         aside.rename(directory)
@@ -134,8 +113,8 @@ def write_bundle(directory: Path, parts: BundleParts) -> Bundle:
 def load_bundle(directory: Path | str, *, threads: int = 1) -> Bundle:
     """Return the verified bundle of a directory; raise BundleError that names the file and what is wrong with it."""
     directory = Path(directory)
-    manifest, version = _read_manifest(directory)
-    files = _read_files(directory, manifest)
+    manifest, version = read_manifest(directory)
+    files = read_files(directory, manifest)
     try:
         config = parse_config(files["config.toml"].decode("utf-8"), source="config.toml", root=directory)
     except (ConfigError, UnicodeDecodeError) as error:
@@ -145,11 +124,14 @@ def load_bundle(directory: Path | str, *, threads: int = 1) -> Bundle:
     try:
         scorer = _scorer_of(files, config, manifest.kind, version, threads)
         if manifest.kind == "network":
-            _check_weights(files["weights.safetensors"], manifest)
-        _check_golden(scorer, files["golden.json"].decode("utf-8", "replace"))
+            check_weights(files["weights.safetensors"], manifest)
+        check_golden(scorer, files)
     except BundleError as error:
         raise BundleError(f"{directory}: {error}") from None
-    reference, metrics = _json(files["reference.json"], "reference.json"), _json(files["metrics.json"], "metrics.json")
+    reference, metrics = (
+        json_object(files["reference.json"], "reference.json"),
+        json_object(files["metrics.json"], "metrics.json"),
+    )
     return Bundle(scorer=scorer, manifest=manifest, reference=reference, metrics=metrics, path=directory)
 
 
@@ -175,8 +157,7 @@ def _content(parts: BundleParts) -> dict[str, bytes]:
     }
     files = {name: text.encode("utf-8") for name, text in texts.items()} | dict(parts.model_files)
     scorer = _scorer_of(files, parts.config, kind, "golden", 1)
-    events = golden_events(parts.config, parts.vocabulary)
-    files["golden.json"] = golden_to_json(events, _golden_logits(scorer, events)).encode("utf-8")
+    files["golden.json"] = golden_json(scorer, files).encode("utf-8")
     return files
 
 
@@ -203,98 +184,20 @@ def _scorer_of(
     vocabulary = vocabulary_from_json(files["vocabulary.json"].decode("utf-8", "replace"))
     if kind == "network":
         network = WindowModel(files["window.onnx"], threads=threads)
+        if network.n_fields != len(vocabulary.fields):
+            raise BundleError(
+                f"vocabulary.json: {len(vocabulary.fields)} fields, but window.onnx reads {network.n_fields}"
+            )
         model: LogitModel = NetworkModel(network, vocabulary, config)
     else:
         model = BoostingModel(TreeModel(files["boosting.onnx"], threads=threads), vocabulary, config)
     return Scorer(
         config=config,
         model=model,
-        calibration=Calibration.from_json(_json(files["calibration.json"], "calibration.json")),
+        calibration=Calibration.from_json(json_object(files["calibration.json"], "calibration.json")),
         policy=policy_from_toml(files["policy.toml"].decode("utf-8", "replace")),
         version=version,
     )
-
-
-def _golden_logits(scorer: Scorer, events: Events) -> FloatArray:
-    carry = empty_carry(events.n_users, enrich_spec(scorer.config))
-    return score_events(scorer, events, carry, golden_tables(events))[0].logit_N
-
-
-def _check_golden(scorer: Scorer, text: str) -> None:
-    events, expected_N = golden_from_json(text, scorer.config)
-    logit_N = _golden_logits(scorer, events)
-    wrong_N = ~(np.abs(logit_N - expected_N) <= TOLERANCE)
-    if wrong_N.any():
-        row = int(np.argmax(wrong_N))
-        raise BundleError(
-            f"golden.json: golden event {row} has the logit {logit_N[row]:.6g} instead of {expected_N[row]:.6g} "
-            f"({int(wrong_N.sum())} of {len(wrong_N)} differ): weights, vocabulary and golden scores do not fit together"
-        )
-
-
-def _check_weights(content: bytes, manifest: Manifest) -> None:
-    try:
-        tensors = load_tensors(content)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"weights.safetensors: cannot be read ({error})") from None
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != manifest.shapes:
-        raise BundleError(f"weights.safetensors: shapes {shapes} are not those of manifest.json, {manifest.shapes}")
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise BundleError(f"weights.safetensors: tensor {name!r} holds a number that is not finite")
-
-
-def _read_manifest(directory: Path) -> tuple[Manifest, str]:
-    path = directory / _MANIFEST
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{directory}: not a bundle: {_MANIFEST} cannot be read ({error.strerror})") from None
-    tree = _json(content, str(path))
-    version = tree.get("format_version")
-    if version != FORMAT_VERSION:
-        raise BundleError(f"{path}: format version {version!r}; this code reads version {FORMAT_VERSION}")
-    names = {field.name for field in fields(Manifest)}
-    if set(tree) != names:
-        raise BundleError(f"{path}: expected the names {sorted(names)}, found {sorted(tree)}")
-    if tree["kind"] not in _MODEL_FILES or not isinstance(tree["files"], dict) or not isinstance(tree["shapes"], dict):
-        raise BundleError(f"{path}: 'kind', 'files' or 'shapes' is not what a manifest holds")
-    return Manifest(**tree), hashlib.sha256(content).hexdigest()[:12]
-
-
-def _read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Return the content of every file, each of them checked against its sha256."""
-    required = _TEXT_FILES | _MODEL_FILES[manifest.kind]
-    listed = set(manifest.files)
-    if not required <= listed or not listed <= required | _OPTIONAL_FILES:
-        raise BundleError(f"{directory}/{_MANIFEST}: lists {sorted(listed)}; expected {sorted(required)}")
-    there = {entry.name for entry in directory.iterdir()} - {_MANIFEST}
-    if there != listed:
-        raise BundleError(f"{directory}: missing {sorted(listed - there)}, not in the manifest {sorted(there - listed)}")
-    files: dict[str, bytes] = {}
-    for name, expected in manifest.files.items():
-        path = directory / name
-        try:
-            if path.stat().st_size > _MAX_FILE_BYTES:
-                raise BundleError(f"{path}: over {_MAX_FILE_BYTES} bytes; no bundle file is")
-            files[name] = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
-        found = hashlib.sha256(files[name]).hexdigest()
-        if found != expected:
-            raise BundleError(f"{path}: sha256 {found[:12]}… instead of {str(expected)[:12]}…: the file was changed")
-    return files
-
-
-def _json(content: bytes, name: str) -> dict[str, Any]:  # Any: JSON
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError):
-        raise BundleError(f"{name}: not valid JSON") from None
-    if not isinstance(tree, dict):
-        raise BundleError(f"{name}: expected a JSON object")
-    return tree
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -302,4 +205,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-

@@ -7,6 +7,7 @@ validation's matter: here only the type is decided, and cells that cannot have i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from fraud.quarantine import Fault, FaultArray, printable
 from fraud.timestamps import Times, times_of_integers, times_of_numbers, times_of_text, times_of_timestamps
 
 _NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
-_INTEGER = r"^-?[0-9]{1,18}$"
+_INTEGER = r"^-?[0-9]{1,19}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,10 @@ Cells = CsvCells | JsonCells | ArrowCells
 def shown(cells: Cells, rows: IntArray) -> list[str | None]:
     """Return the cells at `rows` as printable text; None where null."""
     if isinstance(cells, JsonCells):
-        found = [cells.objects[row] for row in rows.tolist()]
+        found = [cells.objects[row] for row in rows]
     else:
         values = cells.text if isinstance(cells, CsvCells) else _decoded(cells.values)
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            values = values.cast(pa.binary() if pa.types.is_string(values.type) else pa.large_binary())
-        elif not pa.types.is_binary(values.type):
-            values = values.cast(pa.string(), safe=False)
-        found = values.take(pa.array(rows)).to_pylist()
+        found = _readable(values.take(pa.array(rows))).to_pylist()
     return [None if value is None else printable(value) for value in found]
 
 
@@ -84,25 +81,27 @@ def as_floats(cells: Cells) -> Typed:
         return _csv_numbers(_null_where_empty(cells.text), _NUMBER, pa.float64(), Fault.BAD_NUMBER)
     if isinstance(cells, JsonCells):
         return json_floats(cells.objects)
-    kind = cells.values.type
+    values = _decoded(cells.values)
+    kind = values.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
-        return Typed(cells.values.cast(pa.float64(), safe=False), None)
+        return Typed(values.cast(pa.float64(), safe=False), None)
     raise DataError(f"{cells.where} has type {kind}; expected numbers")
 
 
 def as_integers(cells: Cells) -> Typed:
     """Return int64 cells."""
     if isinstance(cells, CsvCells):
-        return _csv_numbers(_null_where_empty(cells.text), _INTEGER, pa.int64(), Fault.BAD_INTEGER)
+        return _csv_integers(_null_where_empty(cells.text))
     if isinstance(cells, JsonCells):
         return json_integers(cells.objects)
-    kind = cells.values.type
+    values = _decoded(cells.values)
+    kind = values.type
     if pa.types.is_uint64(kind):
-        is_large = pc.greater(cells.values, pa.scalar(LARGEST_INTEGER, pa.uint64()))
-        kept = pc.if_else(is_large, pa.scalar(None, pa.uint64()), cells.values)
+        is_large = pc.greater(values, pa.scalar(LARGEST_INTEGER, pa.uint64()))
+        kept = pc.if_else(is_large, pa.scalar(None, pa.uint64()), values)
         return Typed(kept.cast(pa.int64()), _faults(is_large, Fault.BAD_INTEGER))
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
-        return Typed(cells.values.cast(pa.int64()), None)
+        return Typed(values.cast(pa.int64()), None)
     raise DataError(f"{cells.where} has type {kind}; expected integers")
 
 
@@ -118,8 +117,7 @@ def as_labels(cells: Cells) -> Typed:
         is_one, is_zero = (pa.array([c is not None and c == digit for c in kept], pa.bool_()) for digit in (1, 0))
         is_null = pa.array([c is None for c in cells.objects], pa.bool_())
     else:
-        kind = cells.values.type
-        if pa.types.is_boolean(kind):
+        if pa.types.is_boolean(cells.values.type):
             return Typed(cells.values.cast(pa.int8()), None)
         numbers = as_floats(cells).values
         is_one, is_zero = (pc.fill_null(pc.equal(numbers, digit), False) for digit in (1.0, 0.0))
@@ -140,10 +138,10 @@ def as_times(cells: Cells, *, unit: str | None, zone: str | None) -> Typed:
         if kind.tz is None and zone is None:
             raise DataError(f"{cells.where} has times without a zone ({kind}); expected a zone, or log.zone set to one")
         return _typed_times(times_of_timestamps(values, zone), values)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         if unit is None:
             raise DataError(f'{cells.where} holds numbers ({kind}); set log.time_unit to "s", "ms" or "us"')
-        if pa.types.is_floating(kind):
+        if not pa.types.is_integer(kind):
             floats = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
             return _typed_times(times_of_numbers(floats, unit), values)
         integers = as_integers(ArrowCells(values, cells.where))
@@ -160,6 +158,14 @@ def as_times(cells: Cells, *, unit: str | None, zone: str | None) -> Typed:
 def _decoded(values: pa.Array) -> pa.Array:
     """Return the array without its dictionary encoding."""
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _readable(values: pa.Array) -> pa.Array:
+    """Return bytes of text that may not be UTF-8, the text of anything else."""
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return values.cast(pa.large_binary())
+    return values.cast(pa.float64() if pa.types.is_float16(kind) else kind).cast(pa.string())
 
 
 def _null_where_empty(text: pa.Array) -> pa.Array:
@@ -197,6 +203,20 @@ def _csv_numbers(text: pa.Array, grammar: str, kind: pa.DataType, fault: Fault) 
     faults_N = _faults(is_bad, fault)
     kept = text if faults_N is None else pc.if_else(matches, text, pa.scalar(None, pa.string()))
     return Typed(kept.cast(kind), faults_N)
+
+
+def _csv_integers(text: pa.Array) -> Typed:
+    matches = pc.match_substring_regex(text, _INTEGER)
+    long = np.flatnonzero(pc.fill_null(pc.greater(pc.binary_length(text), 18), False).to_numpy(zero_copy_only=False))
+    fits = [
+        abs(int(cell)) <= LARGEST_INTEGER if re.match(_INTEGER, cell) else False
+        for cell in text.take(pa.array(long)).to_pylist()
+    ]
+    is_good_N = pc.fill_null(matches, True).to_numpy(zero_copy_only=False).copy()
+    is_good_N[long] = fits
+    faults_N = _faults(pa.array(~is_good_N), Fault.BAD_INTEGER)
+    kept = text if faults_N is None else pc.if_else(pa.array(is_good_N), text, pa.scalar(None, pa.string()))
+    return Typed(kept.cast(pa.int64()), faults_N)
 
 
 def _csv_times(text: pa.Array, *, unit: str | None, zone: str | None) -> Typed:

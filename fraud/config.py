@@ -1,6 +1,7 @@
 """The configuration: one frozen dataclass per section of the TOML, validated once by `load_config`.
 
 Nothing reads a dict after that. Durations are integers of microseconds inside, "30m" or "7d" outside.
+Over 300 lines because the sections and the one place that checks them are read together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -144,7 +145,7 @@ class TrainingConfig:
     __pydantic_config__ = _STRICT
     epochs: Count = 12
     patience: Count = 3
-    batch_events: Annotated[int, Field(ge=64, le=10_000_000)] = 8192
+    batch_events: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
     learning_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1e-4
     dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
@@ -282,7 +283,11 @@ def _check_across_fields(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: {text}")
 
     log, labels, split = config.log, config.labels, config.split
-    roles = {"log.user": log.user, "log.time": log.time if log.has_clock else log.position, "log.event_id": log.event_id}
+    roles = {
+        "log.user": log.user,
+        "log.time": log.time if log.has_clock else log.position,
+        "log.event_id": log.event_id,
+    }
     read = [config.fields.amount, *config.fields.numeric, *config.fields.categorical, *config.fields.entity]
     read += [*log.type_columns]
     present = [name for name in read if name]
@@ -300,9 +305,9 @@ def _check_across_fields(config: Config, source: str) -> None:
             refuse("labels.path needs labels.key: the columns that join the label table to the log")
         if labels.path is None and labels.key:
             refuse("labels.key joins a label table, but labels.path is not set")
-        if labels.level == "session" and labels.path is not None:
-            if not {"session_id", log.session} & set(labels.key):
-                refuse('labels.level = "session" needs "session_id" (or the column of log.session) in labels.key')
+        is_keyed = bool({"session_id", log.session} & set(labels.key))
+        if labels.level == "session" and labels.path is not None and not is_keyed:
+            refuse('labels.level = "session" needs "session_id" (or the column of log.session) in labels.key')
     if split.by == "time":
         if (split.train_until is None) != (split.valid_until is None):
             refuse("split.train_until and split.valid_until go together")
@@ -337,7 +342,7 @@ def config_to_toml(config: Config) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _toml_value(cell: object, *, is_duration: bool) -> str:
+def _toml_value(cell: Any, *, is_duration: bool) -> str:  # Any: a value of the configuration, told apart below
     if is_duration and isinstance(cell, int):
         unit, size = next((u, s) for u, s in reversed(_UNITS_US.items()) if cell % s == 0)
         return f'"{cell // size}{unit}"'
@@ -346,7 +351,11 @@ def _toml_value(cell: object, *, is_duration: bool) -> str:
     if isinstance(cell, str):
         return json.dumps(cell, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(cell, tuple | list):
-        return "[" + ", ".join(_toml_value(value, is_duration=False) for value in cell) + "]"
+        return "[" + ", ".join(_toml_value(value, is_duration=False) for value in cast(list[Any], cell)) + "]"
     if isinstance(cell, dict):
-        return "{ " + ", ".join(f"{k} = {_toml_value(v, is_duration=False)}" for k, v in cell.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{k} = {_toml_value(v, is_duration=False)}" for k, v in cast(dict[str, Any], cell).items())
+            + " }"
+        )
     return repr(cell)

@@ -185,7 +185,8 @@ def _parse(rows: pa.Buffer, n_columns: int, places: Sequence[int], delimiter: st
         return pa.table({name: pa.array([], pa.string()) for name in wanted})
     # Arrow drops a byte order mark at the start of what it reads, but here it is part of a cell: a blank line, which
     # is no row, keeps it away from the start.
-    stream = pa.py_buffer(b"\n" + rows.to_pybytes()) if rows.slice(0, 3).to_pybytes() == b"\xef\xbb\xbf" else rows
+    has_mark = rows.size >= 3 and rows.slice(0, 3).to_pybytes() == b"\xef\xbb\xbf"
+    stream = pa.py_buffer(b"\n" + rows.to_pybytes()) if has_mark else rows
     return arrow_csv.read_csv(
         pa.BufferReader(stream),
         arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=stream.size + 1),
@@ -237,14 +238,11 @@ def _end_of_bad_row(content: bytes, start: int, grammar: _Grammar) -> int:
     if end == 0 or not grammar.open_quote.fullmatch(content, start, end):
         return end or -1
     at = end
-    while True:
-        stop = content.find(b"\n", at)
-        if stop < 0:
-            return -1
-        n_quotes = content.count(b'"', at, stop)
+    while (quote := content.find(b'"', at)) >= 0 and (stop := content.find(b"\n", quote)) >= 0:
         at = stop + 1
-        if n_quotes % 2:
+        if content.count(b'"', quote, stop) % 2:
             return at if grammar.quoting.fullmatch(content, start, at) else end
+    return -1
 
 
 def _fault_of(row: bytes, grammar: _Grammar) -> Fault:
@@ -267,12 +265,15 @@ def _skip_row(blocks: Iterator[bytes], pending: bytes, where: str) -> bytes:
     is_quoted = pending.count(b'"') % 2 == 1
     for block in blocks:
         at = 0
-        while (stop := block.find(b"\n", at)) >= 0:
-            is_quoted ^= block.count(b'"', at, stop) % 2 == 1
-            at = stop + 1
-            if not is_quoted:
-                return block[at:]
-        is_quoted ^= block.count(b'"', at) % 2 == 1
+        while True:
+            quote = block.find(b'"', at)
+            stop = -1 if is_quoted else block.find(b"\n", at, quote if quote >= 0 else len(block))
+            if stop >= 0:
+                return block[stop + 1 :]
+            if quote < 0:
+                break
+            is_quoted = not is_quoted
+            at = quote + 1
     if is_quoted:
         raise DataError(f"{where} opens a quote that never closes")
     return b""

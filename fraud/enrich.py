@@ -2,7 +2,8 @@
 
 `enrich` is the same function for training, batch, online and distributed scoring. The past enters only through an
 explicit `Carry`, so a log cut at any point and carried on gives what one pass gives, to the bit: every running quantity
-is an integer (microseconds; amounts as log1p in units of 2**-24), and sums of integers do not depend on where they start.
+is an integer (microseconds; amounts as log1p in units of 2**-24), and sums of integers do not depend on where they
+start.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class Enriched:
     """Events with what their past adds. All arrays [N]; -1 in a time means "never".
 
     index_N: how many events of the user came before (all of them, the carried ones too). session_opens_N: bool.
-    session_position_N: how many events of the session came before. hour_N: 0..23 in the log's zone; weekday_N: 0 = Monday.
-    amount_log_N: signed log1p, NaN = none. past_mean_N, past_spread_N, past_max_N: of log1p of the user's earlier
-    amounts, NaN = none; past_count_N their number. since_key_us_NK: one column a key type, strictly before the event.
-    first_seen: by field int8 [N], 1 = first seen, 0 = seen, -1 = null.
+    session_position_N: how many events of the session came before. hour_N: 0..23 in the log's zone; weekday_N: 0 =
+    Monday. amount_log_N: signed log1p, NaN = none. past_mean_N, past_spread_N, past_max_N: of log1p of the user's
+    earlier amounts, NaN = none; past_count_N their number. since_key_us_NK: one column a key type, strictly before the
+    event. first_seen: by field int8 [N], 1 = first seen, 0 = seen, -1 = null.
     """
 
     events: Events
@@ -111,7 +112,7 @@ def empty_carry(n_users: int, spec: EnrichSpec) -> Carry:
 
 
 def enrich(events: Events, carry: Carry, spec: EnrichSpec) -> tuple[Enriched, Carry]:
-    """Return the events with what their past adds, and the carry after them; O(N log N), nothing is changed in place."""
+    """Return the events with what their past adds, and the carry after them; nothing is changed in place."""
     span = _Span(events)
     opens_N = session_starts(events, spec.gap_us, carry.last_time_us_U, carry.last_session_U)
     index_N = np.arange(len(events)) - span.start_N + carry.n_events_U[span.user_N]

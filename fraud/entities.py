@@ -16,9 +16,11 @@ from fraud.events import NULL_CODE, FloatArray, IntArray, ObjectArray, Text
 
 HOUR_US = 3600 * 10**6
 RISK_WINDOWS_DAYS = (1, 7, 28)
-RISK_NAMES = tuple(
-    f"{what}_{days}d" for what in ("known_frauds", "volume") for days in RISK_WINDOWS_DAYS
-) + ("days_since_first_fraud", "days_since_last_fraud")  # fmt: skip
+RISK_NAMES = (
+    *(f"{what}_{days}d" for what in ("known_frauds", "volume") for days in RISK_WINDOWS_DAYS),
+    "days_since_first_fraud",
+    "days_since_last_fraud",
+)
 _HOUR_BITS = 22  # hours since 1970 up to 2199 need 21 bits
 
 

@@ -1,9 +1,9 @@
 """The one tree of errors. The edges turn it into an exit code or an HTTP status; nothing in between catches it.
 
-    FraudError
-    ├── DataError     the input is wrong: a file nobody can read, a table without the declared column
-    ├── ConfigError   the operator is wrong: an unknown name, a value out of range, an output that exists
-    └── BundleError   the bundle is wrong: a changed byte, another format, scores that are not the golden ones
+FraudError
+├── DataError     the input is wrong: a file nobody can read, a table without the declared column
+├── ConfigError   the operator is wrong: an unknown name, a value out of range, an output that exists
+└── BundleError   the bundle is wrong: a changed byte, another format, scores that are not the golden ones
 """
 
 from __future__ import annotations

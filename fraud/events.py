@@ -70,10 +70,10 @@ class Events:
     """N events of U users; the events of user u are rows user_starts[u] : user_starts[u + 1], in order.
 
     users: object [U] of str. user_starts: int64 [U + 1]. time_us: int64 [N], microseconds since 1970 UTC (or the
-    position, where the log has no clock: then has_clock is False). zone: the IANA zone the hour of day is taken in, None
-    for UTC. amount: float64 [N], NaN = none, or None where no amount is declared.
-    numeric: float64 [N] each, NaN = none. session: the log's own session id, or None. row: int64 [N], where the event
-    stood in its source (used to bring back columns that no model reads).
+    position, where the log has no clock: then has_clock is False). zone: the IANA zone the hour of day is taken in,
+    None for UTC. amount: float64 [N], NaN = none, or None where no amount is declared. numeric: float64 [N] each, NaN =
+    none. session: the log's own session id, or None. row: int64 [N], where the event stood in its source (used to bring
+    back columns that no model reads).
     """
 
     users: ObjectArray

@@ -1,43 +1,83 @@
 """Golden events: made-up sequences whose scores a bundle must reproduce when it is loaded.
 
 They are made from the vocabulary alone, so no user's history is in a bundle, and they walk through the known types,
-categories and amounts, so a swapped vocabulary or a changed weight moves their scores.
+categories and amounts, so a swapped vocabulary or a changed weight moves their scores. What so few events cannot reach
+(the 4,000th category, a weight that nothing here touches) is held by the sha256 of the files the logits came from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fraud.config import Config
+from fraud.contexts import sequences
+from fraud.enrich import empty_carry
 from fraud.entities import EntityTable, entity_table
 from fraud.errors import BundleError
 from fraud.events import Events, FloatArray, ObjectArray, Text, text_from_objects
-from fraud.tokens import Field, Vocabulary
+from fraud.runtime import StepModel
+from fraud.scoring import NetworkModel, Scored, Scorer, enrich_spec, risk_of, score_events
+from fraud.tokens import Field, Vocabulary, encode
 
 TOLERANCE = 1e-4  # of a logit: another processor's rounding stays under 1e-5, a swapped id does not
 _START_US = 1_700_000_000_000_000
 _N_VALUES = 64
+_SOURCES = ("vocabulary.json", "weights.safetensors", "window.onnx", "step.onnx", "boosting.onnx")
+_N_FEW_USERS = 4  # with 11 events: fewer windows than make an exported network take its path for many
+
+
+class Golden(NamedTuple):
+    """Golden events, their logits float64 [N], and the sha256 of each file that these came from."""
+
+    events: Events
+    logit_N: FloatArray
+    sources: Mapping[str, str]
+
+
+def golden_json(scorer: Scorer, files: Mapping[str, bytes]) -> str:
+    """Return the text of golden.json for a scorer made of these files of a bundle, by name."""
+    events = golden_events(scorer.config, scorer.model.vocabulary)
+    return golden_to_json(Golden(events, _scored(scorer, events, events).logit_N, _sources(files)))
+
+
+def check_golden(scorer: Scorer, files: Mapping[str, bytes]) -> None:
+    """Raise BundleError where a scorer made of these files does not give the golden logits, by each way to score."""
+    golden = golden_from_json(files["golden.json"].decode("utf-8", "replace"), scorer.config)
+    sources = _sources(files)
+    for name in sorted(sources.keys() | golden.sources.keys()):
+        if sources.get(name) != golden.sources.get(name):
+            raise BundleError(f"{name}: not the file that the golden scores came from (sha256 in golden.json)")
+    scored = _scored(scorer, golden.events, golden.events)
+    _compare(scored.logit_N, golden.logit_N, "the golden events")
+    few = golden.events.take_users(0, min(_N_FEW_USERS, golden.events.n_users))
+    _compare(_scored(scorer, few, golden.events).logit_N, golden.logit_N[: len(few)], "a few golden users")
+    if "step.onnx" in files:
+        _compare_steps(StepModel(files["step.onnx"]), scorer, scored, golden)
 
 
 def golden_events(config: Config, vocabulary: Vocabulary) -> Events:
-    """Return the golden events of a vocabulary: users with 1 to a few more than max_events events each."""
+    """Return the golden events of a vocabulary: users with 1 to a few more than max_events events each.
+
+    They are many enough (over 16 windows) for an exported network to take its path for many windows.
+    """
     rng = np.random.default_rng(20)
-    counts_U = np.array([1, 2, 3, 5, 8, 13, 21, 34, config.sessions.max_events * 3 // 2 + 3])
+    counts_U = np.array([1, 2, 3, 5, 8, 13, 21, 34, config.sessions.max_events * 3 // 2 + 3, *range(4, 12)])
     starts_U1 = np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64)
     n_events = int(starts_U1[-1])
     field_of = {field.name: field for field in vocabulary.fields}
     gap_us_N = np.exp(rng.uniform(np.log(1e6), np.log(3e11), n_events)).astype(np.int64)
-    time_us = np.concatenate([
-        _START_US + np.cumsum(gap_us_N[a:b]) if config.log.has_clock else np.arange(b - a)
-        for a, b in zip(starts_U1[:-1], starts_U1[1:], strict=True)
-    ])  # fmt: skip
+    elapsed_us_N = np.cumsum(gap_us_N)
+    first_N = np.repeat(starts_U1[:-1], counts_U)
+    clock_us_N = _START_US + elapsed_us_N - elapsed_us_N[first_N]
     return Events(
         users=np.array([f"golden-{u}" for u in range(len(counts_U))], dtype=object),
         user_starts=starts_U1,
-        time_us=time_us,
+        time_us=clock_us_N if config.log.has_clock else np.arange(n_events) - first_N,
         has_clock=config.log.has_clock,
         zone=config.log.zone,
         type=_texts(field_of["type"], rng, n_events),
@@ -57,9 +97,11 @@ def golden_tables(events: Events) -> dict[str, EntityTable]:
     return {n: entity_table(c, events.time_us, is_fraud_N, known_us_N) for n, c in events.entity.items()}
 
 
-def golden_to_json(events: Events, logit_N: FloatArray) -> str:
-    """Return JSON text with the events, by field, and their logits."""
+def golden_to_json(golden: Golden) -> str:
+    """Return JSON text with the events, by field, their logits and where these came from."""
+    events = golden.events
     tree = {
+        "sources": golden.sources,
         "users": events.users.tolist(),
         "user_starts": events.user_starts.tolist(),
         "time_us": events.time_us.tolist(),
@@ -69,13 +111,13 @@ def golden_to_json(events: Events, logit_N: FloatArray) -> str:
         "categorical": {name: column.to_objects().tolist() for name, column in events.categorical.items()},
         "entity": {name: column.to_objects().tolist() for name, column in events.entity.items()},
         "session": None if events.session is None else events.session.to_objects().tolist(),
-        "logits": logit_N.tolist(),
+        "logits": golden.logit_N.tolist(),
     }
     return json.dumps(tree, ensure_ascii=False)
 
 
-def golden_from_json(text: str, config: Config) -> tuple[Events, FloatArray]:
-    """Return the golden events and their logits; raise BundleError for text that `golden_to_json` did not write."""
+def golden_from_json(text: str, config: Config) -> Golden:
+    """Return what `golden_to_json` wrote; raise BundleError for anything else."""
     try:
         tree: dict[str, Any] = json.loads(text)  # Any: JSON; each cell is converted below
         events = Events(
@@ -93,11 +135,59 @@ def golden_from_json(text: str, config: Config) -> tuple[Events, FloatArray]:
             row=np.arange(len(tree["time_us"])),
         )
         logit_N = np.array(tree["logits"], dtype=np.float64)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        sources = {str(name): str(sha256) for name, sha256 in tree["sources"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"golden.json: cannot be read ({error!r}); expected golden events and logits") from None
-    if len(logit_N) == 0 or not len(logit_N) == len(events) == events.user_starts[-1]:
+    columns = [events.type, events.amount, events.session, *events.numeric.values()]
+    columns += [*events.categorical.values(), *events.entity.values()]
+    lengths = {len(column.codes_N if isinstance(column, Text) else column) for column in columns if column is not None}
+    if logit_N.ndim != 1 or len(logit_N) == 0 or lengths != {len(events)} or len(logit_N) != len(events):
         raise BundleError(f"golden.json: {len(logit_N)} logits for {len(events)} events; expected one for each")
-    return events, logit_N
+    starts_U1 = events.user_starts
+    if starts_U1.shape != (events.n_users + 1,) or starts_U1[0] != 0 or starts_U1[-1] != len(events):
+        raise BundleError("golden.json: user_starts does not part the events among the users")
+    if (np.diff(starts_U1) < 1).any():
+        raise BundleError("golden.json: user_starts does not rise; expected at least one event of each user")
+    return Golden(events, logit_N, sources)
+
+
+def _sources(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(files[name]).hexdigest() for name in _SOURCES if name in files}
+
+
+def _scored(scorer: Scorer, events: Events, known: Events) -> Scored:
+    """Return the scores of some golden users; `known` are the events that fill the entity tables."""
+    carry = empty_carry(events.n_users, enrich_spec(scorer.config))
+    return score_events(scorer, events, carry, golden_tables(known))[0]
+
+
+def _compare_steps(step: StepModel, scorer: Scorer, scored: Scored, golden: Golden) -> None:
+    """Compare the logits of one event at a time with the golden ones, in the first window of each sequence."""
+    if not isinstance(scorer.model, NetworkModel) or step.n_fields != len(scorer.model.vocabulary.fields):
+        raise BundleError("step.onnx: not a step of the network in window.onnx")
+    tokens_NF = encode(scored.enriched, risk_of(golden.events, golden_tables(golden.events)), scorer.model.vocabulary)
+    starts_S = sequences(scored.enriched, scorer.config.sessions.scope).starts_S1
+    lengths_S = np.minimum(np.diff(starts_S), scorer.config.sessions.max_events)
+    # Longest first, so that those still going are always the first ones.
+    order_S = np.argsort(-lengths_S, kind="stable")
+    starts_S, lengths_S = starts_S[:-1][order_S], lengths_S[order_S]
+    state_SN = step.initial_state(len(starts_S))
+    logit_N = golden.logit_N.copy()
+    for position in range(int(lengths_S[0])):
+        rows = starts_S[: int((lengths_S > position).sum())] + position
+        state_SN, logit_S = step.step(tokens_NF[rows].astype(np.int64), state_SN[: len(rows)])
+        logit_N[rows] = logit_S
+    _compare(logit_N, golden.logit_N, "the golden events, one at a time (step.onnx)")
+
+
+def _compare(logit_N: FloatArray, expected_N: FloatArray, what: str) -> None:
+    wrong_N = ~(np.abs(logit_N - expected_N) <= TOLERANCE)
+    if wrong_N.any():
+        row = int(np.argmax(wrong_N))
+        raise BundleError(
+            f"golden.json: of {what}, number {row} has the logit {logit_N[row]:.6g} instead of {expected_N[row]:.6g} "
+            f"({int(wrong_N.sum())} of {len(wrong_N)} differ): weights, vocabulary and scores do not fit together"
+        )
 
 
 def _text(cells: list[str | None]) -> Text:

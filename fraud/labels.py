@@ -7,16 +7,18 @@ split; `splits` says what of this was known when.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from fraud.config import LabelsConfig, LogConfig
 from fraud.enrich import Enriched
 from fraud.errors import ConfigError, DataError
 from fraud.events import IntArray, ObjectArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NO_LABEL = -1
 _BETWEEN = "\x1f"  # a control character cannot stand in an id
@@ -64,6 +66,9 @@ def no_labels(enriched: Enriched) -> Labels:
 
 def labels_in_log(table: pa.Table, rows_N: IntArray, time_us_N: IntArray, config: LabelsConfig) -> Labels:
     """Return the labels that stand in the log itself; a null is no label."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     chosen = table.select([name for name in ("label", "known_us") if name in table.column_names]).take(rows_N)
     label_N = chosen["label"].fill_null(NO_LABEL).to_numpy().astype(np.int8)
     known_us_N = time_us_N + (config.delay or 0)
@@ -82,6 +87,9 @@ def join_labels(
     event_ids: string [N], in the order of the events. Where a key stands more than once, the row known last wins.
     Raises ConfigError when a key column is none that the log has.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     own = pc.binary_join_element_wise(*(_key_column(k, enriched, event_ids, log) for k in config.key), _BETWEEN)
     theirs = pc.binary_join_element_wise(*(label_table[k].combine_chunks() for k in config.key), _BETWEEN)
     has_known = "known_us" in label_table.column_names
@@ -106,7 +114,8 @@ def join_labels(
         known_us_N = np.where(is_dated_N, known_L[row_N], known_us_N)
         if "part" in label_table.column_names:
             part_L = label_table["part"].to_numpy(zero_copy_only=False)
-            part_N = np.where(has_row_N, part_L[row_N], None)
+            part_N = np.full(len(own), None, dtype=object)
+            part_N[has_row_N] = part_L[row_N[has_row_N]]
     matched_L = pc.index_in(theirs, value_set=pc.unique(own), skip_nulls=True).is_valid()
     return Labels(
         label_N=label_N, known_us_N=known_us_N, part_N=part_N, matched_L=matched_L.to_numpy(zero_copy_only=False)
@@ -114,6 +123,8 @@ def join_labels(
 
 
 def _key_column(key: str, enriched: Enriched, event_ids: pa.Array, log: LogConfig) -> pa.Array:
+    import pyarrow as pa
+
     events = enriched.events
     if key in (log.event_id, "event_id"):
         return event_ids
@@ -122,7 +133,7 @@ def _key_column(key: str, enriched: Enriched, event_ids: pa.Array, log: LogConfi
     if key in (log.session, "session_id"):
         opens_N = enriched.session_opens_N | events.first_of_user()
         return pa.array(session_ids(enriched)[np.cumsum(opens_N) - 1], pa.string())
-    known = [name for name in (log.event_id or "event_id", log.user, log.session or "session_id")]
+    known = (log.event_id or "event_id", log.user, log.session or "session_id")
     raise ConfigError(f"labels.key: {key!r} is no key of the log; known here: {', '.join(known)}")
 
 

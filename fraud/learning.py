@@ -274,8 +274,8 @@ def _model_card(judged: Judged, prepared: Prepared, config: Config) -> str:
         f"{_instant(prepared.newest_event_us)}.\n"
         f"- Average precision on the test period: {ap}; {test.n_positive} frauds among {test.n_test} examples.\n"
         f"- Reviewed from a score of {judged.policy.review_at:.4g}, blocked from {judged.policy.block_at:.4g}.\n"
-        f"- Calibrated on {judged.calibration.n_positive} frauds and {judged.calibration.n_negative} other events of the "
-        f"validation period.\n\n"
+        f"- Calibrated on {judged.calibration.n_positive} frauds and {judged.calibration.n_negative} other events "
+        f"of the validation period.\n\n"
         f"Not for: users of another bank or another log, or types of event it has never seen; train it on your own.\n"
     )
 

@@ -8,6 +8,7 @@ depend on how many there are.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fraud import readers
+from fraud.columns import declared_columns
 from fraud.config import Config
 from fraud.errors import DataError
 from fraud.events import IntArray
 from fraud.ordering import Ordered, to_events
 from fraud.quarantine import Quarantine
-from fraud import readers
 from fraud.validation import canonical_table
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs] (it ships none)
 
 PARTITION_BYTES = 512 * 2**20  # of text as read; about 5 million events of a narrow log
 _GZIP_RATIO = 8
@@ -85,8 +86,17 @@ def from_table(table: pa.Table, config: Config) -> Log:
 
 
 def from_pandas(frame: pd.DataFrame, config: Config) -> Log:
-    """Return the log of a DataFrame in the log's columns; it is read through Arrow, its index is ignored."""
-    return from_table(pa.Table.from_pandas(frame, preserve_index=False), config)
+    """Return the log of a DataFrame in the log's columns; it is read through Arrow, its index is ignored.
+
+    Only the columns that the configuration names are read. Raises DataError for one that Arrow has no type for.
+    """
+    wanted = {column.column for column in declared_columns(config)}
+    chosen = frame.loc[:, [name in wanted for name in frame.columns]]
+    try:
+        table = pa.Table.from_pandas(chosen, preserve_index=False)
+    except (pa.ArrowException, ValueError) as error:  # ValueError: a column name that stands twice
+        raise DataError(f"the frame cannot be read as a table ({error}); expected one type for each column") from None
+    return from_table(table, config)
 
 
 def event_ids(ordered: Ordered) -> pa.Array:
@@ -188,10 +198,9 @@ def _size_as_read(file: Path) -> int:
 
 
 def rows_by_reason(quarantine: Quarantine) -> dict[str, int]:
-    """Return how many rows were put aside for each reason."""
-    table = quarantine.table()
-    counts = pc.value_counts(table["reason"]).to_pylist() if len(quarantine) else []
-    return {count["values"]: count["counts"] for count in sorted(counts, key=lambda c: -c["counts"])}
+    """Return how many rows were put aside for each reason, most first."""
+    reasons: list[str] = quarantine.table()["reason"].to_pylist()
+    return dict(Counter(reasons).most_common())
 
 
 def check_usable(log: Log) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fraud.arrays import ArrayFiles, map_array
 from fraud.config import Config, config_to_toml
 from fraud.contexts import sequences
 from fraud.enrich import Enriched, empty_carry, enrich
@@ -29,8 +30,16 @@ from fraud.labels import NO_LABEL, Labels, join_labels, labels_in_log, no_labels
 from fraud.logs import Log, event_ids
 from fraud.scoring import Tables, enrich_spec, feature_spec, risk_of, user_chunks
 from fraud.splits import Cuts, Supervision, supervise, time_cuts, user_share
-from fraud.tokens import FieldCounts, TokenArray, Vocabulary, count_fields, encode, fit_vocabulary, merge_counts
-from fraud.tokens import vocabulary_from_json
+from fraud.tokens import (
+    FieldCounts,
+    TokenArray,
+    Vocabulary,
+    count_fields,
+    encode,
+    fit_vocabulary,
+    merge_counts,
+    vocabulary_from_json,
+)
 
 _META = "prepared.json"
 Progress = Callable[[str, int, int], None]
@@ -88,7 +97,7 @@ def prepare(log: Log, config: Config, directory: Path, *, progress: Progress) ->
     cuts = time_cuts(config.split, log.time_us)
     counts, tables, first, matched = _count_pass(log, config, cuts, progress)
     vocabulary = fit_vocabulary(first, risk_of(first.events, tables), counts)
-    writer = _ArrayFiles(directory)
+    writer = ArrayFiles(directory)
     report = _encode_pass(log, config, cuts, tables, vocabulary, writer, progress)
     if matched is not None:
         report["labels"] = len(matched)
@@ -112,7 +121,9 @@ def open_prepared(directory: Path) -> Prepared:
     try:
         meta = json.loads((directory / _META).read_text(encoding="utf-8"))
         vocabulary = vocabulary_from_json((directory / "vocabulary.json").read_text(encoding="utf-8"))
-        arrays = {name: _map(directory / f"{name}.bin", kind, shape) for name, (kind, shape) in meta["arrays"].items()}
+        arrays = {
+            name: map_array(directory / f"{name}.bin", kind, shape) for name, (kind, shape) in meta["arrays"].items()
+        }
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{directory}: not a prepared set ({error}); `fraud prepare` writes one") from None
     return Prepared(
@@ -140,7 +151,7 @@ def remove_prepared(directory: Path) -> None:
 
 
 def labelled_chunks(log: Log, config: Config) -> Iterator[tuple[Enriched, Labels | None, ObjectArray | None]]:
-    """Yield some whole users at a time: their enriched events, their labels and the text of split.column (of the log)."""
+    """Yield some whole users at a time: enriched events, labels, and the text of split.column of the log."""
     for load in log.partitions:
         ordered = load()
         ids = event_ids(ordered)
@@ -163,7 +174,7 @@ def labelled_chunks(log: Log, config: Config) -> Iterator[tuple[Enriched, Labels
 def entity_tables(enriched: Enriched, labels: Labels | None) -> dict[str, EntityTable]:
     """Return the counters of each entity field over these events; without labels no fraud is known."""
     time_us_N = enriched.events.time_us
-    is_fraud_N = np.zeros(len(time_us_N), dtype=np.int8) if labels is None else (labels.label_N == 1).astype(np.int8)
+    is_fraud_N = np.zeros(len(time_us_N), dtype=np.int64) if labels is None else (labels.label_N == 1).astype(np.int64)
     known_us_N = time_us_N if labels is None else labels.known_us_N
     if not enriched.events.has_clock:
         return {}
@@ -209,7 +220,7 @@ def _encode_pass(
     cuts: Cuts,
     tables: Tables,
     vocabulary: Vocabulary,
-    writer: _ArrayFiles,
+    writer: ArrayFiles,
     progress: Progress,
 ) -> dict[str, Any]:  # Any: JSON
     """Write every array and return what was in the log."""
@@ -259,35 +270,3 @@ def _encode_pass(
         "users": n_users,
         "sessions": n_sessions,
     }
-
-
-class _ArrayFiles:
-    """Flat binary files that arrays are appended to, chunk by chunk."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._files: dict[str, Any] = {}  # Any: open binary files
-        self._shapes: dict[str, tuple[str, list[int]]] = {}
-
-    def append(self, name: str, column: npt.NDArray[Any]) -> None:
-        """Append the rows of an array."""
-        if name not in self._files:
-            self._files[name] = (self._directory / f"{name}.bin").open("wb")
-            self._shapes[name] = (column.dtype.str, [0, *column.shape[1:]])
-        np.ascontiguousarray(column).tofile(self._files[name])
-        self._shapes[name][1][0] += len(column)
-
-    def close(self) -> dict[str, tuple[str, list[int]]]:
-        """Close every file and return the dtype and shape of each array."""
-        for file in self._files.values():
-            file.close()
-        return self._shapes
-
-
-def _map(path: Path, kind: str, shape: list[int]) -> npt.NDArray[Any]:
-    size = int(np.prod(shape)) * np.dtype(kind).itemsize
-    if path.stat().st_size != size:
-        raise DataError(f"{path}: {path.stat().st_size} bytes; expected {size}")
-    if size == 0:
-        return np.zeros(shape, dtype=kind)
-    return np.memmap(path, dtype=kind, mode="r", shape=tuple(shape))

@@ -6,9 +6,9 @@ validation tell it what they refused, and it can tell for a row of the whole log
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,7 @@ WORDS: dict[Fault, str] = {
     Fault.NOT_FINITE: "not a finite number",
     Fault.NEGATIVE: 'a negative amount; fields.negative = "allow" would keep it',
     Fault.TOO_LARGE: "larger in size than fields.max_amount",
-    Fault.BAD_INTEGER: "not a whole number that fits in 64 bits (a position is never negative)",
+    Fault.BAD_INTEGER: "not a whole number of at most 64 bits (and a position is never negative)",
     Fault.BAD_LABEL: "not a label; expected 0, 1, true, false or nothing",
     Fault.WRONG_CELL_COUNT: "the row has another number of cells than the header",
     Fault.MALFORMED_QUOTE: "a quote inside a cell that RFC 4180 does not allow",
@@ -114,13 +114,21 @@ def printable(value: object) -> str:
     return shown[:_MAX_VALUE_CHARACTERS]
 
 
+class _Part(NamedTuple):
+    source: str
+    rows_N: IntArray
+    column: str
+    values: pa.Array
+    faults_N: FaultArray
+
+
 class Quarantine:
     """Collects refused rows. `len()` counts them; `n_rows_read` counts the data rows that were read, good or bad."""
 
     def __init__(self) -> None:
         self.n_rows_read = 0
         self._n_refused = 0
-        self._pieces: list[pa.Table] = []
+        self._parts: list[_Part] = []
         self._sources: list[str] = []
         self._first_rows: list[int] = []
 
@@ -141,36 +149,44 @@ class Quarantine:
         self, source: str, rows_N: IntArray, *, column: str, values: Sequence[str | None], faults_N: FaultArray
     ) -> None:
         """Refuse data rows (0-based in `source`); `values` are printable, `column` is empty for the row as a whole."""
-        n_rows = len(rows_N)
-        if n_rows == 0:
-            return
-        faults = [Fault(int(code)) for code in faults_N]
-        columns = [
-            pa.repeat(pa.scalar(source), n_rows),
-            pa.array(rows_N, pa.int64()),
-            pa.repeat(pa.scalar(column), n_rows),
-            pa.array(values, pa.string()),
-            pa.array([fault.code for fault in faults], pa.string()),
-            pa.array([WORDS[fault] for fault in faults], pa.string()),
-        ]
-        self._pieces.append(pa.Table.from_arrays(columns, schema=SCHEMA))
-        self._n_refused += n_rows
+        if len(rows_N):
+            self._parts.append(_Part(source, rows_N, column, pa.array(values, pa.string()), faults_N))
+            self._n_refused += len(rows_N)
 
     def add_global(self, rows_N: IntArray, *, column: str, values: Sequence[str | None], fault: Fault) -> None:
         """Refuse rows given by their place in the whole log, of whatever source."""
-        source_N = np.array([bisect_right(self._first_rows, int(row)) - 1 for row in rows_N], dtype=np.int64)
+        # Rows of a table whose source was never opened here have no file, and count from 0.
+        sources, first_rows = ["", *self._sources], np.array([0, *self._first_rows])
+        source_N = np.searchsorted(first_rows[1:], rows_N, side="right")
         for place in np.unique(source_N):
             chosen = np.flatnonzero(source_N == place)
-            # A table whose source was never opened here has no file, and counts its own rows.
-            source = self._sources[int(place)] if place >= 0 else ""
-            first_row = self._first_rows[int(place)] if place >= 0 else 0
             faults_N = np.full(len(chosen), fault, dtype=np.int8)
-            shown = [values[i] for i in chosen.tolist()]
-            self.add(source, rows_N[chosen] - first_row, column=column, values=shown, faults_N=faults_N)
+            shown: list[str | None] = [values[int(i)] for i in chosen]
+            rows = rows_N[chosen] - first_rows[place]
+            self.add(sources[int(place)], rows, column=column, values=shown, faults_N=faults_N)
 
     def table(self) -> pa.Table:
         """Return the refused rows (file, row, column, value, reason, text) in the order of files and rows."""
-        table = pa.concat_tables([SCHEMA.empty_table(), *self._pieces]).combine_chunks()
-        place = {source: i for i, source in enumerate(self._sources)}
-        sources_N = np.array([place.get(source, -1) for source in table["file"].to_pylist()], dtype=np.int64)
-        return table.take(np.lexsort((table["row"].to_numpy(), sources_N)))
+        if not self._parts:
+            return SCHEMA.empty_table()
+        sizes = [len(part.rows_N) for part in self._parts]
+        sources = list(dict.fromkeys([*self._sources, *(part.source for part in self._parts)]))
+        columns = list(dict.fromkeys(part.column for part in self._parts))
+        source_N = np.repeat([sources.index(part.source) for part in self._parts], sizes)
+        column_N = np.repeat([columns.index(part.column) for part in self._parts], sizes)
+        rows_N = np.concatenate([part.rows_N for part in self._parts])
+        faults_N = np.concatenate([part.faults_N for part in self._parts])
+        order = np.lexsort((rows_N, source_N))
+        cells = [
+            _named(source_N[order], sources),
+            pa.array(rows_N[order], pa.int64()),
+            _named(column_N[order], columns),
+            pa.concat_arrays([part.values for part in self._parts]).take(pa.array(order)),
+            _named(faults_N[order], [fault.code for fault in Fault]),
+            _named(faults_N[order], [WORDS.get(fault, "") for fault in Fault]),
+        ]
+        return pa.Table.from_arrays(cells, schema=SCHEMA)
+
+
+def _named(codes_N: IntArray | FaultArray, names: list[str]) -> pa.Array:
+    return pa.array(names, pa.string()).take(pa.array(codes_N))

@@ -59,7 +59,7 @@ def log_files(pattern: str, root: Path) -> list[Path]:
         found = [child for child in path.iterdir() if child.is_file()]
     else:
         found = [Path(name) for name in glob.glob(_absolute_pattern(pattern, root), recursive=True)]
-    files = sorted(file for file in found if file.is_file() and _is_log(file.name))
+    files = sorted(file for file in found if file.is_file() and is_log_name(file.name))
     if not files:
         kind = "folder without a log file in it" if path.is_dir() else "no such file, folder or glob with a log file"
         raise DataError(f"{path}: {kind}; expected {known} (sub-folders are read by a glob such as logs/**/*.parquet)")
@@ -109,7 +109,7 @@ def _absolute_pattern(pattern: str, root: Path) -> str:
     return pattern if Path(pattern).is_absolute() else str(Path(glob.escape(str(root))) / pattern)
 
 
-def _is_log(name: str) -> bool:
+def is_log_name(name: str) -> bool:
     is_ours = name.startswith((".", "_", "quarantine")) or ".quarantine." in name
     return name.lower().endswith(_KNOWN) and not is_ours
 
@@ -119,15 +119,15 @@ def _raw_rows(file: Path, declared: Sequence[Declared], quarantine: Quarantine, 
     if name.endswith(_PARQUET):
         return _parquet_rows(file, declared, quarantine)
     if name.endswith(_CSV):
-        blocks = _text_blocks(file, _CSV_BLOCK_BYTES, "a CSV file with a header")
+        blocks = text_blocks(file, _CSV_BLOCK_BYTES, "a CSV file with a header")
         return csv_rows(blocks, declared, quarantine, source=source, delimiter=delimiter)
     if name.endswith(_JSON):
-        blocks = _text_blocks(file, _JSON_BLOCK_BYTES, "JSON Lines")
+        blocks = text_blocks(file, _JSON_BLOCK_BYTES, "JSON Lines")
         return json_rows(blocks, declared, quarantine, source=source)
     raise DataError(f"{source}: unknown extension; expected one of {', '.join(_KNOWN)}")
 
 
-def _text_blocks(file: Path, n_bytes: int, expected: str) -> Iterator[bytes]:
+def text_blocks(file: Path, n_bytes: int, expected: str) -> Iterator[bytes]:
     """Yield the bytes of a text file, unpacked and without a byte order mark."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     try:
@@ -168,7 +168,10 @@ def _parquet_rows(file: Path, declared: Sequence[Declared], quarantine: Quaranti
                 rows_N = np.arange(n_before, n_before + len(batch))
                 n_before += len(batch)
                 yield RawRows(source=source, rows_N=rows_N, cells=arrow_cells(batch, declared, source))
-    except (pa.ArrowException, OSError) as error:
+            if n_before != opened.metadata.num_rows:
+                # A damaged page header can pass for the end of the data.
+                raise DataError(f"{source}: {n_before} rows found where the file declares {opened.metadata.num_rows}")
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{source}: not a readable Parquet file ({error})") from None
 
 

@@ -64,7 +64,11 @@ def _id_hashes(ids: pa.ChunkedArray, user_N: CodeArray) -> _HashArray:
         padded = np.frombuffer(content.to_pybytes() + bytes(8), dtype=np.uint8)
         words: _HashArray = np.ndarray(len(padded) - 7, dtype="<u8", buffer=padded, strides=(1,))
         starts, lengths = bounds[:-1], np.diff(bounds)
-        hashes = (user_N[first : first + len(chunk)].astype(np.uint64) << np.uint64(32)) ^ lengths.astype(np.uint64)
+        seeds = (user_N[first : first + len(chunk)].astype(np.uint64) << np.uint64(32)) ^ lengths.astype(np.uint64)
+        # Mixed before the first word: user and text would cancel each other out otherwise.
+        hashes = (seeds + _MULTIPLIER) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+        hashes *= _MULTIPLIER
         for place in range(0, int(lengths.max(initial=0)), 8):
             n_left = np.clip(lengths - place, 0, 8)
             word = words[np.minimum(starts + place, len(words) - 1)] & _FIRST_BYTES[n_left]

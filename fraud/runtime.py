@@ -28,7 +28,7 @@ class WindowModel:
 
     def logits(self, tokens_BTF: TokenBatch) -> LogitArray:
         """Return float32 [B, T]: the logit of each event of each window, from the events of the window up to it."""
-        return self._session.run(["logits"], {"tokens": tokens_BTF})[0]
+        return _run(self._session, "window.onnx", ["logits"], {"tokens": tokens_BTF})[0]
 
 
 class StepModel:
@@ -51,7 +51,8 @@ class StepModel:
 
     def step(self, tokens_BF: TokenBatch, state_BS: LogitArray) -> tuple[LogitArray, LogitArray]:
         """Return (state_BS, logit_B) after one more event of each user."""
-        logit_B, next_BS = self._session.run(["logits", "next_state"], {"tokens": tokens_BF, "state": state_BS})
+        feed = {"tokens": tokens_BF, "state": state_BS}
+        logit_B, next_BS = _run(self._session, "step.onnx", ["logits", "next_state"], feed)
         return next_BS, logit_B
 
 
@@ -65,7 +66,28 @@ class TreeModel:
 
     def logits(self, features_RC: npt.NDArray[np.float32]) -> LogitArray:
         """Return float32 [R] of float32 rows, NaN = missing."""
-        return self._session.run(["logits"], {"features": features_RC})[0][:, 0]
+        return _run(self._session, "boosting.onnx", ["logits"], {"features": features_RC})[0][:, 0]
+
+
+_STATE = ort.capi.onnxruntime_pybind11_state
+_REFUSALS = (
+    _STATE.Fail,
+    _STATE.InvalidArgument,
+    _STATE.InvalidGraph,
+    _STATE.InvalidProtobuf,
+    _STATE.NoModel,
+    _STATE.NotImplemented,
+    _STATE.RuntimeException,
+)
+
+
+def _run(session: Any, name: str, outputs: list[str], feed: dict[str, Any]) -> list[Any]:  # Any: onnxruntime, arrays
+    """Return the outputs; raise BundleError where the model does not take what the rest of the bundle makes."""
+    try:
+        return session.run(outputs, feed)
+    except _REFUSALS as error:
+        first_line = str(error).splitlines()[0]
+        raise BundleError(f"{name}: cannot read what the bundle's vocabulary makes ({first_line})") from None
 
 
 def _session(content: bytes, name: str, threads: int) -> Any:  # Any: onnxruntime has no types
@@ -76,18 +98,9 @@ def _session(content: bytes, name: str, threads: int) -> Any:  # Any: onnxruntim
     # A pattern of memory is kept for each shape seen, and windows come in many.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    refusals = ort.capi.onnxruntime_pybind11_state
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except (
-        refusals.Fail,
-        refusals.InvalidArgument,
-        refusals.InvalidGraph,
-        refusals.InvalidProtobuf,
-        refusals.NoModel,
-        refusals.NotImplemented,
-        refusals.RuntimeException,
-    ) as error:
+    except _REFUSALS as error:
         first_line = str(error).splitlines()[0]
         raise BundleError(f"{name}: not a model that ONNX Runtime {ort.__version__} can run ({first_line})") from None
 

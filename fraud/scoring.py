@@ -1,7 +1,8 @@
 """The ONE scoring path: events and their past in, a score and a decision for each event out.
 
-Training judges its scorer, `fraud score` scores a log and the service scores a request through these functions. A scorer
-is interchangeable by its `LogitModel`; everything around it (enrichment, calibration, policy) is the same for all.
+Training judges its scorer, `fraud score` scores a log and the service scores a request through these functions. A
+scorer is interchangeable by its `LogitModel`; everything around it (enrichment, calibration, policy) is the same for
+all.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def user_chunks(events: Events) -> Iterator[Events]:
     """Yield the events of some whole users at a time, about CHUNK_EVENTS each."""
     first = 0
     while first < events.n_users:
-        wanted = events.user_starts[first] + CHUNK_EVENTS
+        wanted = int(events.user_starts[first]) + CHUNK_EVENTS
         last = max(first + 1, int(np.searchsorted(events.user_starts, wanted, side="right")) - 1)
         yield events.take_users(first, min(last, events.n_users))
         first = last

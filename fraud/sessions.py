@@ -11,8 +11,8 @@ def session_starts(events: Events, gap_us: int, last_time_us_U: IntArray, last_s
     """Return bool [N]: True where an event opens a session.
 
     A session opens at a user's first event and where the user was idle longer than gap_us. Where the log brings its own
-    session id, it opens where that id differs from the id of the user's event before, and idle time means nothing. A log
-    without a clock and without ids has one session a user.
+    session id, it opens where that id differs from the id of the user's event before, and idle time means nothing. A
+    log without a clock and without ids has one session a user.
 
     last_time_us_U: int64 [U], the user's last event before these, or NEVER_US. last_session_U: object [U], its session
     id, or None.

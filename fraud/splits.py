@@ -1,7 +1,7 @@
 """Training, validation and test: by time (with label delay), by user or by column; and what is known when.
 
-The end of the validation period is the as-of of training: what became known later is not used, fraud or not. Test labels
-are the table's. This file knows no model.
+The end of the validation period is the as-of of training: what became known later is not used, fraud or not. Test
+labels are the table's. This file knows no model.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Supervision:
     """What each of N events is for.
 
     label_N: int8, 1 fraud, 0 not: as known at the as-of, but for test events. in_training_N: rows the vocabulary may
-    see. trains_N: in the loss. validates_N, tests_N: the examples of those parts (one each label). decides_N: a decision
-    is made on it.
+    see. trains_N: in the loss. validates_N, tests_N: the examples of those parts (one each label). decides_N: a
+    decision is made on it.
     """
 
     label_N: npt.NDArray[np.int8]
@@ -60,7 +60,10 @@ def time_cuts(split: SplitConfig, time_us: IntArray) -> Cuts:
     if split.by != "time":
         return Cuts(_END_OF_TIME_US, _END_OF_TIME_US, newest_us)
     if split.train_until is not None and split.valid_until is not None:
-        train_us, valid_us = _instant_us("train_until", split.train_until), _instant_us("valid_until", split.valid_until)
+        train_us, valid_us = (
+            _instant_us("train_until", split.train_until),
+            _instant_us("valid_until", split.valid_until),
+        )
         if train_us >= valid_us:
             raise ConfigError(f"split.valid_until = {split.valid_until!r}: expected a time after split.train_until")
         return Cuts(train_us, valid_us, valid_us)
@@ -72,7 +75,9 @@ def time_cuts(split: SplitConfig, time_us: IntArray) -> Cuts:
     return Cuts(int(ordered[ranks[0]]), int(ordered[ranks[1]]), int(ordered[ranks[1]]))
 
 
-def supervise(enriched: Enriched, labels: Labels, cuts: Cuts, config: Config, part_N: ObjectArray | None) -> Supervision:
+def supervise(
+    enriched: Enriched, labels: Labels, cuts: Cuts, config: Config, part_N: ObjectArray | None
+) -> Supervision:
     """Return what each event is for, under the configuration's [labels], [decisions] and [split].
 
     part_N: object [N], the text of split.column (of the log) where the split is by column, else None.

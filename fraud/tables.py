@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from fraud.config import Config
+from fraud.config import Config, LabelsConfig, SplitConfig
 from fraud.decisions import DECISIONS
 from fraud.events import IntArray
 from fraud.labels import session_ids
@@ -40,6 +41,11 @@ SESSION_SCHEMA = pa.schema(
         "model_version": pa.string(),
     }
 )
+
+
+def scoring_config(config: Config, *, labels: LabelsConfig | None) -> Config:
+    """Return the configuration that a log to be scored is read with: it needs no split, and labels only if given."""
+    return replace(config, labels=labels, split=SplitConfig())
 
 
 def tables_of(log: Log, config: Config) -> Tables:
@@ -76,7 +82,7 @@ def event_table(scored: Scored, ids: pa.Array) -> pa.Table:
 
 
 def session_table(scored: Scored, version: str) -> pa.Table:
-    """Return one row a session, SESSION_SCHEMA, by user and time; decision is the most severe of its events', or null."""
+    """Return one row a session, SESSION_SCHEMA, by user and time; decision is its events' most severe, or null."""
     events = scored.enriched.events
     first_S = np.flatnonzero(scored.enriched.session_opens_N)
     last_S = np.append(first_S[1:], len(events)) - 1
@@ -98,9 +104,9 @@ def session_table(scored: Scored, version: str) -> pa.Table:
 
 def score_table(scorer: Scorer, table: object) -> pa.Table:
     """Return EVENT_SCHEMA for an Arrow table or a DataFrame in the log's columns; unusable rows are left out."""
-    read = from_table if isinstance(table, pa.Table) else from_pandas
-    log = read(table, scorer.config)  # type: ignore[arg-type]
-    tables = tables_of(log, scorer.config)
+    config = scoring_config(scorer.config, labels=None)
+    log = from_table(table, config) if isinstance(table, pa.Table) else from_pandas(table, config)  # type: ignore[arg-type]
+    tables = tables_of(log, config)
     parts = [
         event_table(scored, ids)
         for partition in range(len(log.partitions))

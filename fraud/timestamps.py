@@ -8,6 +8,7 @@ are binary fractions and would otherwise lose the microsecond they were written 
 from __future__ import annotations
 
 from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud.errors import ConfigError
-from fraud.events import BoolArray, FloatArray, IntArray
+from fraud.events import FloatArray, IntArray
+from fraud.localtime import zone_offset_us
 from fraud.quarantine import Fault, FaultArray
 
 _Bytes = npt.NDArray[np.uint8]
 
 MAX_TIME_US = int(np.datetime64("2200-01-01", "us").astype(np.int64)) - 1
+_DAY_US = 86400 * 10**6
+_MANY_OFFSETS = np.iinfo(np.int64).min
+_NO_TIME = np.iinfo(np.int64).max
 UNIT_US = {"s": 10**6, "ms": 10**3, "us": 1}
 
 # Days from 1970-01-01 to the first of each month of 1969 .. 2200: one year more at both ends than a log may hold, since
@@ -94,27 +99,38 @@ def times_of_numbers(numbers_N: FloatArray, unit: str | None) -> Times:
 
 def times_of_integers(integers_N: IntArray, unit: str) -> Times:
     """Return the times of int64 numbers of `unit` ("s", "ms", "us" or "ns") since 1970."""
-    per_unit_us = UNIT_US.get(unit, 0)
-    limit = MAX_TIME_US // per_unit_us if per_unit_us else MAX_TIME_US * 1000 + 999
-    is_outside_N = (integers_N < 0) | (integers_N > limit)
-    faults_N = np.where(is_outside_N, np.int8(Fault.TIME_OUT_OF_RANGE), np.int8(0))
-    if per_unit_us == 1 and not is_outside_N.any():
-        return Times(integers_N, faults_N)
-    kept_N = np.where(is_outside_N, 0, integers_N)
-    return Times(kept_N * per_unit_us if per_unit_us else kept_N // 1000, faults_N)
+    return _within_range(*_us_of_integers(integers_N, unit))
 
 
 def times_of_timestamps(values: pa.Array, zone: str | None) -> Times:
-    """Return the times of an Arrow timestamp array of any unit; without a zone of its own it is read in `zone`."""
+    """Return the times of an Arrow timestamp array of any unit; without a zone of its own it is read in `zone`.
+
+    Null cells get no fault.
+    """
     integers_N = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-    times = times_of_integers(integers_N, values.type.unit)
-    if values.type.tz is not None:
-        return times
-    local = _times_of_local(times.time_us_N, zone)
-    faults_N = np.where(times.faults_N != 0, times.faults_N, local.faults_N)
+    times = _us_of_integers(integers_N, values.type.unit)
+    if values.type.tz is None:
+        local = _times_of_local(times.time_us_N, zone)
+        times = Times(local.time_us_N, np.where(times.faults_N != 0, times.faults_N, local.faults_N))
+    times = _within_range(*times)
     if values.null_count:
-        faults_N[pc.is_null(values).to_numpy(zero_copy_only=False)] = Fault.NONE
-    return _within_range(local.time_us_N, faults_N)
+        times.faults_N[pc.is_null(values).to_numpy(zero_copy_only=False)] = Fault.NONE
+    return times
+
+
+def _us_of_integers(integers_N: IntArray, unit: str) -> Times:
+    """Return microseconds; out of range is only what a zone cannot bring back into it."""
+    lowest_us, highest_us = -_DAY_US, MAX_TIME_US + _DAY_US
+    per_unit_us = UNIT_US.get(unit, 0)
+    bounds = (
+        (lowest_us // per_unit_us, highest_us // per_unit_us) if per_unit_us else (lowest_us * 1000, highest_us * 1000)
+    )
+    is_outside_N = (integers_N < bounds[0]) | (integers_N > bounds[1])
+    if per_unit_us == 1 and not is_outside_N.any():
+        return Times(integers_N, np.zeros(len(integers_N), dtype=np.int8))
+    kept_N = np.where(is_outside_N, 0, integers_N)
+    time_us_N = kept_N * per_unit_us if per_unit_us else kept_N // 1000
+    return Times(time_us_N, np.where(is_outside_N, np.int8(Fault.TIME_OUT_OF_RANGE), np.int8(0)))
 
 
 def _within_range(time_us_N: IntArray, faults_N: FaultArray) -> Times:
@@ -188,18 +204,36 @@ def _times_of_local(local_us_N: IntArray, zone: str | None) -> Times:
     """Return UTC times of local ones: the earlier where the clocks were set back, NONEXISTENT_TIME where forward."""
     if zone is None:
         return Times(local_us_N, np.full(len(local_us_N), Fault.NO_ZONE, dtype=np.int8))
-    local = pa.array(local_us_N).cast(pa.timestamp("us"))
     try:
-        utc = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="earliest")
-        is_skipped_N = _utc_offset_differs(local, utc, zone)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(
-            f"log.zone = {zone!r}: expected an IANA zone such as 'UTC' or 'Europe/Berlin' ({error})"
-        ) from None
-    faults_N = np.where(is_skipped_N, np.int8(Fault.NONEXISTENT_TIME), np.int8(Fault.NONE))
-    return Times(utc.cast(pa.int64()).to_numpy(), faults_N)
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(f"log.zone = {zone!r}: expected an IANA zone such as 'UTC' or 'Europe/Berlin'") from None
+    faults_N = np.zeros(len(local_us_N), dtype=np.int8)
+    if len(local_us_N) == 0:
+        return Times(local_us_N, faults_N)
+    # Most days have one offset, also the day before and after; only the rows of the others need a look of their own.
+    day_N = local_us_N // _DAY_US
+    first = int(day_N.min())
+    days = np.flatnonzero(np.bincount(day_N - first))
+    around = zone_offset_us((days[:, None] + first + np.arange(-1, 3)).ravel() * _DAY_US, zone).reshape(-1, 4)
+    offsets = np.zeros(int(days[-1]) + 1, dtype=np.int64)
+    offsets[days] = np.where((around == around[:, :1]).all(axis=1), around[:, 0], _MANY_OFFSETS)
+    offset_N = offsets[day_N - first]
+    time_us_N = local_us_N - offset_N
+    rows = np.flatnonzero(offset_N == _MANY_OFFSETS)
+    if len(rows):
+        time_us_N[rows], faults_N[rows] = _times_near_a_change(local_us_N[rows], zone)
+    return Times(time_us_N, faults_N)
 
 
-def _utc_offset_differs(local: pa.Array, utc: pa.Array, zone: str) -> BoolArray:
-    latest = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="latest")
-    return pc.not_equal(utc, latest).to_numpy(zero_copy_only=False)
+def _times_near_a_change(local_us_N: IntArray, zone: str) -> Times:
+    """Return UTC times where the zone's offset changes about then: each offset is tried, the earlier time is taken."""
+    candidates: list[IntArray] = []
+    for there_us in (-_DAY_US, _DAY_US):
+        offset_N = zone_offset_us(local_us_N + there_us, zone)
+        time_us_N = local_us_N - offset_N
+        candidates.append(np.where(zone_offset_us(time_us_N, zone) == offset_N, time_us_N, _NO_TIME))
+    earlier_N = np.minimum(*candidates)
+    is_skipped_N = earlier_N == _NO_TIME
+    faults_N = np.where(is_skipped_N, np.int8(Fault.NONEXISTENT_TIME), np.int8(0))
+    return Times(np.where(is_skipped_N, 0, earlier_N), faults_N)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fraud.enrich import Enriched
 from fraud.entities import RISK_NAMES
 from fraud.errors import BundleError
-from fraud.events import BoolArray, FloatArray, Text
+from fraud.events import BoolArray, FloatArray, IntArray, Text
 
 PADDING_ID, UNKNOWN_ID, NONE_ID, FIRST_ID = 0, 1, 2, 3
 MAX_VALUES = 4096
@@ -120,7 +120,9 @@ def count_fields(enriched: Enriched, risk: Risk, trains_N: BoolArray) -> FieldCo
     pairs_N[1:] = codes_N[:-1] * n_types + codes_N[1:]
     pairs, counts = np.unique(pairs_N[trains_N & ~first_N], return_counts=True)
     values = enriched.events.type.values
-    bigrams = {(str(values[p // n_types]), str(values[p % n_types])): int(c) for p, c in zip(pairs, counts, strict=True)}
+    bigrams = {
+        (str(values[p // n_types]), str(values[p % n_types])): int(c) for p, c in zip(pairs, counts, strict=True)
+    }
     return FieldCounts(texts, numbers, Counter(bigrams))
 
 
@@ -180,7 +182,7 @@ def encode_column(column: Column, field: Field) -> npt.NDArray[np.int16]:
         return np.where(np.isnan(column.astype(np.float64)), NONE_ID, ids_N).astype(np.int16)
     if field.kind == "octave":
         return half_octave(column.astype(np.int64)).astype(np.int16)
-    return (column + FIRST_ID).astype(np.int16)  # small: -1 falls on NONE_ID
+    return (column.astype(np.int16) + FIRST_ID).astype(np.int16)  # small: -1 falls on NONE_ID
 
 
 def half_octave(time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -211,12 +213,14 @@ def _edges(rounded: Counter[int]) -> tuple[float, ...]:
     if not rounded:
         return ()
     keys = np.array(sorted(rounded), dtype=np.int64)
-    total = np.cumsum([rounded[int(key)] for key in keys])
+    counts = [rounded[key] for key in keys.tolist()]
+    total: IntArray = np.cumsum(np.array(counts, dtype=np.int64))
     wanted = total[-1] * np.arange(1, N_QUANTILES) / N_QUANTILES
     chosen = np.unique(np.minimum(np.searchsorted(total, wanted, side="left") + 1, len(keys) - 1))
     ordered = keys[chosen] << _QUANTILE_BITS
     bits = np.where(ordered < 0, np.int64(-(2**63)) - ordered, ordered)
-    return tuple(float(edge) for edge in np.unique(bits.view(np.float64)))
+    edges: FloatArray = np.unique(bits.view(np.float64))
+    return tuple(edges.tolist())
 
 
 def vocabulary_from_json(text: str) -> Vocabulary:
@@ -225,7 +229,7 @@ def vocabulary_from_json(text: str) -> Vocabulary:
         tree = json.loads(text)
         fields = tuple(Field(f["name"], f["kind"], tuple(f["values"]), int(f["size"])) for f in tree["fields"])
         vocabulary = Vocabulary(fields, tuple((str(a), str(b)) for a, b in tree["bigrams"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"vocabulary.json: cannot be read ({error!r}); expected fields and bigrams") from None
     if not fields or fields[0].name != "type":
         raise BundleError("vocabulary.json: the first field must be 'type'")
@@ -233,5 +237,7 @@ def vocabulary_from_json(text: str) -> Vocabulary:
         if field.kind in ("text", "quantile") and field.size != FIRST_ID + len(field.values) + (
             field.kind == "quantile"
         ):
-            raise BundleError(f"vocabulary.json: field {field.name!r} has {len(field.values)} values, size {field.size}")
+            raise BundleError(
+                f"vocabulary.json: field {field.name!r} has {len(field.values)} values, size {field.size}"
+            )
     return vocabulary

@@ -194,7 +194,7 @@ def _train(
         _set_learning_rate(optimiser, config, progress=(epoch + nth / len(batches)) / config.epochs)
         tokens_BTF, label_BT, in_loss_BT = sampled.batch(chosen)
         dropped = rng.random(tokens_BTF.shape, dtype=np.float32) < config.token_dropout
-        tokens_BTF[dropped & (tokens_BTF != 0)] = _UNKNOWN
+        tokens_BTF[dropped] = _UNKNOWN
         logit_BT = network(torch.as_tensor(tokens_BTF).to(device))
         mask_BT = torch.as_tensor(in_loss_BT).to(device)
         loss = functional.binary_cross_entropy_with_logits(

@@ -41,7 +41,9 @@ _Work = Callable[["Screen"], Mapping[str, Any]]  # Any: JSON
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The folder that everything is written to.")] = Path("demo"),
-    models: Annotated[str, typer.Option("--models", help="The scorers to compare, joined by commas.")] = "boosting,lstm",
+    models: Annotated[
+        str, typer.Option("--models", help="The scorers to compare, joined by commas.")
+    ] = "boosting,lstm",
     users: Annotated[int, typer.Option("--users", help="How many users to simulate.")] = 4000,
     days: Annotated[int, typer.Option("--days", help="How many days to simulate.")] = 90,
     seed: Annotated[int, typer.Option("--seed", help="The seed of the simulation and of the training.")] = 0,

@@ -1,4 +1,4 @@
-"""What a command shows: progress on a terminal, tables, and with --json one document on stdout and nothing else there."""
+"""What a command shows: progress on a terminal, tables, or with --json one document alone on stdout."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""`fraud demo`: simulate a bank, train scorers side by side, bundle the one validation picks, score the log, show cases."""
+"""`fraud demo`: simulate a bank, train scorers side by side, bundle the one validation picks, score, show cases."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,14 @@ from fraud.metrics import Examples, Metrics, evaluate, paired_ap_difference
 from fraud.models import MODELS
 from fraud.preparation import Prepared
 from pipelines.console import Screen, interval
-from pipelines.files import check_new
+from pipelines.files import check_new, written_whole
 from pipelines.score import score_file
 from pipelines.simulate import simulate
 from pipelines.tracking import track
 from pipelines.train import prepared_for, publish, show_figures, train_prepared
 
 Json = dict[str, Any]  # Any: JSON
+_REPORT = "demo.json"
 
 
 def run_demo(
@@ -38,19 +40,23 @@ def run_demo(
     for name in names:
         if name not in MODELS:
             raise ConfigError(f"--models {name!r}: no such model; known here: {', '.join(sorted(MODELS))}")
-    check_new(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite, mark=_REPORT)
     started = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / _REPORT).write_text("{}\n", encoding="utf-8")  # marks the folder as the demo's own from the start
     log_folder = out / "log"
     summary = simulate(log_folder, users=users, days=days, seed=seed)
     screen.say(
         f"simulated {summary['n_events']:,} events of {summary['n_users']:,} users over {days} days: "
         f"{summary['n_fraud']:,} of {summary['n_decisions']:,} decisions are fraud"
     )
-    config = load_config(log_folder / "config.toml", [f"training.seed={seed}", f"tracking.uri=sqlite:///{out.resolve()}/mlflow.db"])
+    config = load_config(
+        log_folder / "config.toml", [f"training.seed={seed}", f"tracking.uri=sqlite:///{out.resolve()}/mlflow.db"]
+    )
     work = out / ".work"
     prepared = prepared_for(config, work, screen)
-    truth = _Truth(config, prepared, log_folder / "oracle.parquet")
+    truth = Truth(config, prepared, log_folder / "oracle.parquet")
     judged, figures = _train_all(names, prepared, config, out, work, screen)
     picked = max(names, key=lambda name: judged[name].choice_ap or 0.0)
     (out / "bundles" / picked).rename(out / "bundle")
@@ -62,7 +68,7 @@ def run_demo(
     scores = _score(out, log_folder, screen)
     _show_cases(scores, log_folder, screen)
     screen.say(f"look at the runs:  mlflow ui --backend-store-uri sqlite:///{out.resolve()}/mlflow.db")
-    return {
+    document: Json = {
         "models": figures,
         "paired": _paired(judged),
         "oracle": oracle,
@@ -71,9 +77,12 @@ def run_demo(
         "scores": str(out / "scores.parquet"),
         "seconds": round(time.monotonic() - started, 1),
     }
+    with written_whole(out / _REPORT) as aside:
+        aside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return document
 
 
-class _Truth:
+class Truth:
     """What the generator knows of each test example of a prepared set."""
 
     def __init__(self, config: Config, prepared: Prepared, oracle: Path) -> None:
@@ -101,8 +110,8 @@ def _train_all(
     return judged, figures
 
 
-def _against_truth(judged: Mapping[str, Judged], truth: _Truth, config: Config, screen: Screen) -> Json:
-    """Return the figures of the oracle and of each scorer against the truth, and print them as shares of its ceiling."""
+def _against_truth(judged: Mapping[str, Judged], truth: Truth, config: Config, screen: Screen) -> Json:
+    """Return the figures against the truth, the oracle's and each scorer's as a share of them, and print them."""
     best = _judge(truth.p_fraud_T, truth, next(iter(judged.values())).test_examples, config)
     rows: list[list[str]] = []
     shares: dict[str, float] = {}
@@ -117,7 +126,7 @@ def _against_truth(judged: Mapping[str, Judged], truth: _Truth, config: Config, 
     return best.to_json() | {"share_of_oracle": shares, "models": against}
 
 
-def _judge(score_T: np.ndarray, truth: _Truth, examples: Examples, config: Config) -> Metrics:
+def _judge(score_T: np.ndarray, truth: Truth, examples: Examples, config: Config) -> Metrics:
     return evaluate(
         replace(examples, score_N=score_T, label_N=truth.is_fraud_T),
         alert_budget=config.policy.alert_budget,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config, state_hash
 from fraud.enrich import empty_carry
 from fraud.errors import ConfigError, DataError
-from fraud.logs import check_usable, read_log
+from fraud.logs import Log, check_usable, read_log
 from fraud.metrics import Examples, evaluate
 from fraud.preparation import labelled_chunks
 from fraud.scoring import enrich_spec, score_events
@@ -65,8 +66,12 @@ def judged_examples(bundle: Bundle, config: Config, part: Part) -> tuple[Example
             "the bundle was made for another [log], [fields] or [sessions] than this configuration declares; "
             f"see {bundle.path / 'config.toml'}"
         )
-    log = read_log(config)
-    check_usable(log)
+    with closing(read_log(config)) as log:
+        check_usable(log)
+        return _examples(bundle, config, part, log), bundle.scorer.policy.review_at
+
+
+def _examples(bundle: Bundle, config: Config, part: Part, log: Log) -> Examples:
     cuts = time_cuts(config.split, log.time_us)
     tables = tables_of(log, config)
     spec = enrich_spec(config)
@@ -84,13 +89,11 @@ def judged_examples(bundle: Bundle, config: Config, part: Part) -> tuple[Example
         if events.amount is not None:
             columns["amount"].append(events.amount[wanted_N])
         n_users += events.n_users
-    log.close()
     if not sum(len(column) for column in columns["score"]):
         raise DataError(f"the {part} part of the log has no labelled decision event")
-    examples = Examples(
+    return Examples(
         score_N=np.concatenate(columns["score"]),
         label_N=np.concatenate(columns["label"]),
         user_N=np.concatenate(columns["user"]),
         amount_N=np.concatenate(columns["amount"]) if columns["amount"] else None,
     )
-    return examples, bundle.scorer.policy.review_at

@@ -11,15 +11,30 @@ from pathlib import Path
 from fraud.errors import ConfigError
 
 
-def check_new(path: Path, *, overwrite: bool) -> None:
-    """Raise ConfigError where an output exists and may not be replaced."""
+def check_new(path: Path, *, overwrite: bool, mark: str | None = None) -> None:
+    """Raise ConfigError where an output exists and may not be replaced.
+
+    mark: the file that every folder this command writes holds. A folder without it is somebody else's: no option
+    replaces it.
+    """
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: exists; --overwrite replaces it")
+    if mark is None and path.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected the name of a file")
+    if mark is not None and path.exists() and not (path / mark).is_file() and not is_empty_folder(path):
+        raise ConfigError(
+            f"{path}: holds no {mark}, so it is no output of this command; expected a new or empty folder"
+        )
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Return True for a folder with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write; it becomes `path` when the block ends well, and is removed when it does not."""
+    """Yield the path of a file to write; it becomes `path` when the block ends well, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:

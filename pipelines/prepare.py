@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,29 @@ from pipelines.console import Screen
 from pipelines.files import check_new, directory_written_whole, written_whole
 
 Json = dict[str, Any]  # Any: JSON
+_REPORT = "report.json"
 
 
 def prepare_log(config: Config, out: Path, *, overwrite: bool, screen: Screen) -> Json:
-    """Return the report; DIR holds the prepared set, quarantine.parquet and report.json."""
-    check_new(out, overwrite=overwrite)
+    """Return the report; DIR holds the prepared set, report.json, and quarantine.parquet where a row was put aside.
+
+    Raises DataError where rows came in but none can be used; then DIR.quarantine.parquet says why.
+    """
+    check_new(out, overwrite=overwrite, mark=_REPORT)
     started = time.monotonic()
-    with directory_written_whole(out) as aside:
-        log = read_log(config, work=out.parent)
+    with directory_written_whole(out) as aside, closing(read_log(config, work=aside)) as log:
         write_quarantine(log.quarantine, aside / "quarantine.parquet")
         if log.n_events == 0:
-            write_quarantine(log.quarantine, out.with_name(f"{out.name}.quarantine.parquet")) if log.rows_in else None
+            if log.rows_in:
+                write_quarantine(log.quarantine, out.with_name(f"{out.name}.quarantine.parquet"))
             check_usable(log)
             screen.warn("the log holds no row; there is nothing to prepare")
             report: Json = {"sessions": 0, "users": 0}
         else:
             with screen.progress() as advance:
                 report = prepare(log, config, aside, progress=advance).report
-        log.close()
         report = counts(log) | report | {"seconds": round(time.monotonic() - started, 3)}
+        (aside / _REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     show_counts(report, screen)
     return report
 
@@ -66,7 +72,9 @@ def show_counts(report: Json, screen: Screen) -> None:
 
 
 def write_quarantine(quarantine: Quarantine, path: Path) -> None:
-    """Write the rows that were put aside, if there are any."""
-    if len(quarantine):
-        with written_whole(path) as aside:
-            pq.write_table(quarantine.table(), aside)
+    """Write the rows that were put aside; without any, remove what an earlier run wrote under that name."""
+    if not len(quarantine):
+        path.unlink(missing_ok=True)
+        return
+    with written_whole(path) as aside:
+        pq.write_table(quarantine.table(), aside)

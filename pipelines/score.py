@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,20 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from fraud.bundle import Bundle, load_bundle
-from fraud.config import Config, state_hash
+from fraud.config import Config, config_to_toml, state_hash
 from fraud.decisions import DECISIONS
-from fraud.errors import ConfigError
+from fraud.errors import ConfigError, FraudError
 from fraud.logs import Log, check_usable, read_log
-from fraud.tables import EVENT_SCHEMA, SESSION_SCHEMA, event_table, scored_chunks, session_table, tables_of
+from fraud.readers import log_files
+from fraud.tables import (
+    EVENT_SCHEMA,
+    SESSION_SCHEMA,
+    event_table,
+    scored_chunks,
+    scoring_config,
+    session_table,
+    tables_of,
+)
 from pipelines.console import Screen
 from pipelines.files import check_new, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
@@ -46,11 +55,11 @@ def score_file(
 ) -> Json:
     """Return the totals of a log scored into `out` (.parquet or .csv), one row a session, or an event.
 
-    config: where the log's columns are named otherwise, or its labels are (frauds known of entities); default: the
-    bundle's own. Raises ConfigError, DataError and BundleError; an output under its own name is always complete.
+    config: where the labels are that say which frauds are known of entities; default: none are. Raises ConfigError,
+    DataError and BundleError; an output under its own name is always complete.
     """
     started = time.monotonic()
-    check_new(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite or resume)
     if out.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{out}: expected a name that ends in .parquet or .csv")
     bundle = load_bundle(directory)
@@ -59,19 +68,19 @@ def score_file(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    log = read_log(log_config, events=events, work=work)
-    write_quarantine(log.quarantine, quarantine_path(out))
-    check_usable(log)
-    if log_config.fields.entity and log_config.labels is None:
-        screen.warn("no labels: the frauds known of each entity count as 0 (--config CONFIG names a label table)")
-    if log.rows_in == 0:
-        screen.warn("the log holds no row; the output is empty")
-    _start_over_if_changed(work, bundle, log, per_event=per_event)
-    totals = _score_partitions(bundle, log, log_config, work, per_event=per_event, screen=screen)
-    _join(work, len(log.partitions), out, per_event=per_event)
-    log.close()
+    try:
+        with closing(read_log(log_config, events=events, work=work)) as log:
+            _check_log(log, log_config, out, screen)
+            _start_over_if_changed(work, bundle, log, log_config, per_event=per_event)
+            totals = _score_partitions(bundle, log, log_config, work, per_event=per_event, screen=screen)
+            _join(work, len(log.partitions), out, per_event=per_event)
+    except FraudError:
+        # Nothing to take up: the log or the bundle is wrong. Parts that were there before stay, for a mended call.
+        if not resume:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     shutil.rmtree(work, ignore_errors=True)
-    document = counts(log) | totals | {"model_version": bundle.version, "out": str(out)}
+    document: Json = counts(log) | totals | {"model_version": bundle.version, "out": str(out)}
     document["seconds"] = round(time.monotonic() - started, 3)
     show_counts(document, screen)
     if document["unknown_types"]:
@@ -85,22 +94,37 @@ def quarantine_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.quarantine.parquet")
 
 
+def _check_log(log: Log, config: Config, out: Path, screen: Screen) -> None:
+    """Write the rows that were put aside, warn of what lowers the worth of the scores, refuse what cannot be scored."""
+    if out.resolve() in [file.resolve() for file in log.files]:
+        raise ConfigError(f"{out}: is the log itself; expected another name for the scores")
+    write_quarantine(log.quarantine, quarantine_path(out))
+    check_usable(log)
+    if config.fields.entity and config.labels is None:
+        screen.warn("no labels: the frauds known of each entity count as 0 (--config CONFIG names a label table)")
+    if log.rows_in == 0:
+        screen.warn("the log holds no row; the output is empty")
+
+
 def _log_config(bundle: Bundle, config: Config | None) -> Config:
     """Return the configuration the log is read with: the bundle's, with labels only where a config brings them."""
     if config is None:
-        return replace(bundle.scorer.config, labels=None)
+        return scoring_config(bundle.scorer.config, labels=None)
     if state_hash(config) != state_hash(bundle.scorer.config):
         raise ConfigError(
             "the bundle was made for another [log], [fields] or [sessions] than this configuration declares; "
             f"see {bundle.path / 'config.toml'}"
         )
-    return config
+    return scoring_config(config, labels=config.labels)
 
 
-def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, *, per_event: bool) -> None:
-    """Remove what a run of another bundle, log or kind of output left behind."""
-    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in log.files]
-    identity = json.dumps([bundle.version, files, per_event, len(log.partitions)])
+def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, config: Config, *, per_event: bool) -> None:
+    """Remove what a run of another bundle, log, label table or kind of output left behind."""
+    paths = list(log.files)
+    if config.labels is not None and config.labels.path is not None:
+        paths += log_files(config.labels.path, config.root)
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    identity = json.dumps([bundle.version, files, config_to_toml(config), per_event, len(log.partitions)])
     path = work / "run.json"
     if path.exists() and path.read_text(encoding="utf-8") == identity:
         return
@@ -110,9 +134,7 @@ def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, *, per_event: b
         aside.write_text(identity, encoding="utf-8")
 
 
-def _score_partitions(
-    bundle: Bundle, log: Log, config: Config, work: Path, *, per_event: bool, screen: Screen
-) -> Json:
+def _score_partitions(bundle: Bundle, log: Log, config: Config, work: Path, *, per_event: bool, screen: Screen) -> Json:
     """Write the scores of each partition that is not written yet, and return the totals."""
     done = 0
     tables = None

@@ -35,12 +35,12 @@ class RunRecord:
 
 
 def track(record: RunRecord, bundle: Path, config: Config, screen: Screen) -> str | None:
-    """Return the id of the MLflow run that now holds the record and the bundle's files, None where that did not work."""
+    """Return the id of the MLflow run that holds the record and the bundle's files, None where that failed."""
     uri = tracking_uri(config)
     try:
         return _log(record, bundle, config, uri)
     # Whatever the tracker raises (its own errors, SQL, HTTP, sockets), the bundle is trained and must stay usable.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         kept = bundle.parent / "untracked" / f"{bundle.name}.json"
         with written_whole(kept) as aside:
             aside.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
@@ -74,7 +74,9 @@ def _log(record: RunRecord, bundle: Path, config: Config, uri: str) -> str:
     run = client.create_run(experiment_id, run_name=record.name)
     run_id = run.info.run_id
     metrics = [
-        Metric(name, value, now_ms, step) for step, epoch in enumerate(record.history, 1) for name, value in epoch.items()
+        Metric(name, value, now_ms, step)
+        for step, epoch in enumerate(record.history, 1)
+        for name, value in epoch.items()
     ]
     metrics += [Metric(name, value, now_ms, 0) for name, value in {**record.metrics, "fit_s": record.fit_s}.items()]
     parameters = [Param(name, value[:_MAX_PARAMETER]) for name, value in record.parameters.items()]

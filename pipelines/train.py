@@ -11,15 +11,17 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fraud.bundle import Bundle, write_bundle
+from fraud.bundle import Bundle, load_bundle, write_bundle
 from fraud.config import Config, config_to_toml
-from fraud.errors import ConfigError, DataError
+from fraud.errors import ConfigError, DataError, FraudError
 from fraud.learning import Judged, bundle_parts, fit_model, judge
 from fraud.logs import check_usable, read_log
+from fraud.manifest import MANIFEST
 from fraud.preparation import Prepared, open_prepared, prepare
 from pipelines.console import Screen, interval
 from pipelines.files import check_new, directory_written_whole, replace_directory, written_whole
@@ -38,12 +40,18 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
 
     Raises ConfigError, DataError; a run that was killed leaves its working folder, which --resume takes up.
     """
-    check_new(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite or resume, mark=MANIFEST)
     work = out.with_name(f".{out.name}.work")
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
-    prepared = prepared_for(config, work, screen)
-    judged, record = train_prepared(prepared, config, work, screen)
+    try:
+        prepared = prepared_for(config, work, screen)
+        judged, record = train_prepared(prepared, config, work, screen)
+    except FraudError:
+        # Nothing to take up: what was asked for cannot be done. What an earlier run left stays, for a mended call.
+        if not resume:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     bundle = publish(judged, prepared, config, out)
     document = judged.test.to_json() | {
         "model": config.model.name,
@@ -71,15 +79,14 @@ def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
         return open_prepared(directory)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    log = read_log(config, work=work)
-    write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"))
-    check_usable(log)
-    if log.n_events == 0:
-        raise DataError("the log holds no row; there is nothing to train on")
-    with screen.progress() as advance, directory_written_whole(directory) as aside:
-        report = prepare(log, config, aside, progress=advance).report
-    show_counts(counts(log) | report, screen)
-    log.close()
+    with closing(read_log(config, work=work)) as log:
+        write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"))
+        check_usable(log)
+        if log.n_events == 0:
+            raise DataError("the log holds no row; there is nothing to train on")
+        with screen.progress() as advance, directory_written_whole(directory) as aside:
+            report = prepare(log, config, aside, progress=advance).report
+        show_counts(counts(log) | report, screen)
     with written_whole(identity) as aside:
         aside.write_text(json.dumps(wanted), encoding="utf-8")
     return open_prepared(directory)
@@ -120,8 +127,6 @@ def publish(judged: Judged, prepared: Prepared, config: Config, out: Path) -> Bu
     shutil.rmtree(aside, ignore_errors=True)
     write_bundle(aside, parts)
     replace_directory(aside, out)
-    from fraud.bundle import load_bundle
-
     return load_bundle(out)
 
 
@@ -152,8 +157,8 @@ def _log_identity(config: Config) -> Json:
 
     paths = log_files(config.log.events, config.root)
     if config.labels is not None and config.labels.path is not None:
-        paths = [*paths, config.root / config.labels.path]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.exists()]
+        paths = [*paths, *log_files(config.labels.path, config.root)]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     text = config_to_toml(config)
     kept = [block for block in text.split("\n\n") if not block.startswith(("[training]", "[policy]", "[tracking]"))]
     kept = [block for block in kept if not block.startswith("[model]")]
@@ -180,7 +185,7 @@ def _read_checkpoint(path: Path, config: Config) -> tuple[TrainingState | None, 
 def _write_checkpoint(
     path: Path, state: TrainingState, config: Config, history: list[dict[str, float]], spent_s: float
 ) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from fraud.training import state_to_arrays
 
@@ -192,7 +197,7 @@ def _write_checkpoint(
         "spent_s": str(spent_s),
     }
     with written_whole(path) as aside:
-        save_file(arrays, aside, metadata=metadata)
+        aside.write_bytes(save(arrays, metadata=metadata))
 
 
 def _config_digest(config: Config) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fraud.config import Config, parse_config
@@ -44,7 +46,7 @@ def made_events(seed: int, *, n_users: int = 5, max_count: int = 40, own_session
     n_events = int(starts_U1[-1])
     gaps_us = (10 ** rng.uniform(4.0, 12.0, n_events)).astype(np.int64) * rng.integers(0, 2, n_events)
     time_us = np.zeros(n_events, dtype=np.int64)
-    for a, b in zip(starts_U1[:-1], starts_U1[1:], strict=True):
+    for a, b in itertools.pairwise(starts_U1):
         time_us[a:b] = 1_600_000_000_000_000 + np.cumsum(gaps_us[a:b])
     return Events(
         users=np.array([f"u{u}" for u in range(n_users)], dtype=object),
@@ -101,8 +103,8 @@ def cut_at(events: Events, seed: int) -> tuple[Events, Events]:
 
 
 def state_after(events: Events, spec: EnrichSpec, scope: str, max_events: int) -> tuple[Carry, Events]:
-    """Return what is stored of users: the carry before their window, and the window (DESIGN 2): the raw events since the
-    start of the block before the one that the NEXT event of the sequence (the user, or the session) falls in."""
+    """Return what is stored of users (DESIGN 2): the carry before their window, and the window: the raw events since
+    the start of the block before the one that the NEXT event of the sequence (the user, or the session) falls in."""
     counts_U = np.diff(events.user_starts)
     enriched, _ = enrich(events, empty_carry(events.n_users, spec), spec)
     position_N = enriched.session_position_N if scope == "session" else enriched.index_N

@@ -22,11 +22,11 @@ CODE_FOLDERS = ("fraud", "pipelines", "service", "benchmarks")
 FLOW = (
     "errors", "config", "events", "localtime",
     "quarantine", "timestamps", "columns", "json_cells", "cells", "validation", "csv_rows", "json_rows", "readers",
-    "ordering", "logs",
+    "repeats", "ordering", "logs",
     "sessions", "enrich", "contexts", "entities", "tokens", "features", "labels", "splits", "batches", "sampling",
     "models.embedding", "models.recurrent", "models.boosting", "models",
     "ranking", "metrics", "training", "calibration", "decisions",
-    "export", "runtime", "scoring", "preparation", "tables", "golden", "bundle", "learning",
+    "export", "runtime", "scoring", "arrays", "preparation", "tables", "golden", "manifest", "bundle", "learning",
 )  # fmt: skip
 
 NEVER_IN_FRAUD = {"mlflow", "fastapi", "pandas"}
@@ -205,7 +205,7 @@ def test_public_names_are_importable_and_listed() -> None:
     import fraud
 
     assert fraud.__all__ == sorted(fraud.__all__)
-    assert {"load_config", "read_log", "from_pandas", "train", "compare", "load_bundle"} <= set(fraud.__all__)
+    assert {"load_config", "read_log", "from_pandas", "train", "load_bundle"} <= set(fraud.__all__)
     for name in fraud.__all__:
         assert callable(getattr(fraud, name)), name
 

@@ -157,8 +157,10 @@ def test_amounts_against_the_past_equal_a_plain_loop(seed: int) -> None:
     events = made_events(seed, n_users=2)
     enriched = enriched_whole(events, CONFIG)
     user_N = events.user_codes()
-    assert events.amount is not None and enriched.past_mean_N is not None
-    assert enriched.past_spread_N is not None and enriched.past_max_N is not None
+    assert events.amount is not None
+    assert enriched.past_mean_N is not None
+    assert enriched.past_spread_N is not None
+    assert enriched.past_max_N is not None
     for n in range(len(events)):
         past = [k for k in range(n) if user_N[k] == user_N[n] and not np.isnan(events.amount[k])]
         logs = np.log1p(events.amount[past])
@@ -209,7 +211,8 @@ def test_entity_risk_counts_complete_hours_and_known_frauds_only() -> None:
     assert risk["volume_1d"].tolist() == [0, 0, 0, 3, 4, 2]  # the last: hours 1 .. 24 before it
     assert risk["volume_7d"].tolist() == [0, 0, 0, 3, 4, 5]
     assert risk["known_frauds_1d"].tolist() == [0, 0, 0, 0, 0, 1]  # known in hour 24, so it counts from hour 25 on
-    assert np.isnan(risk["days_since_last_fraud"][4]) and risk["days_since_last_fraud"][5] == pytest.approx(1 / 24)
+    assert np.isnan(risk["days_since_last_fraud"][4])
+    assert risk["days_since_last_fraud"][5] == pytest.approx(1 / 24)
 
 
 def test_the_vocabulary_does_not_depend_on_how_the_log_is_cut_into_chunks() -> None:

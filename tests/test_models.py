@@ -135,7 +135,7 @@ def test_rows_of_padding_stay_zero_in_training(network: Recurrent) -> None:
     assert (np.delete(table_VD, offsets, axis=0) != 0.0).any(axis=1).all()
 
 
-@pytest.mark.parametrize("n_windows", [1, 3, 15, 16, 128])
+@pytest.mark.parametrize("n_windows", [1, 3, 23, 24, 128])
 def test_the_exported_window_gives_the_logits_of_torch(network: Recurrent, n_windows: int) -> None:
     exported = WindowModel(window_onnx(weights_of(network), FIELD_SIZES))
     for n_events in (1, 5, 64):

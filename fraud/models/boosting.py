@@ -80,12 +80,20 @@ def fit_trees(
         n_iter_no_change=_PATIENCE,
         random_state=training.seed,
     )
+    features_RC = _filled(rows.features_RC)
     with threadpool_limits(limits=training.threads):
         if can_stop:
-            classifier.fit(rows.features_RC, rows.label_R, X_val=held_out.features_RC, y_val=held_out.label_R)
+            classifier.fit(features_RC, rows.label_R, X_val=held_out.features_RC, y_val=held_out.label_R)
         else:
-            classifier.fit(rows.features_RC, rows.label_R)
+            classifier.fit(features_RC, rows.label_R)
     return trees_of(classifier, log_odds_shift)
+
+
+def _filled(features_RC: FeatureArray) -> FeatureArray:
+    """Return the features with 0 in each column that never has a value: scikit-learn 1.9 fails on such a column, and on
+    a constant one it never splits."""
+    is_empty_C = np.isnan(features_RC).all(axis=0)
+    return np.where(is_empty_C, np.float32(0), features_RC) if is_empty_C.any() else features_RC
 
 
 def boosting_onnx(trees: Trees) -> bytes:
