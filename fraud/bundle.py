@@ -126,12 +126,10 @@ def load_bundle(directory: Path | str, *, threads: int = 1) -> Bundle:
         if manifest.kind == "network":
             check_weights(files["weights.safetensors"], manifest)
         check_golden(scorer, files)
+        reference = json_object(files["reference.json"], "reference.json")
+        metrics = json_object(files["metrics.json"], "metrics.json")
     except BundleError as error:
         raise BundleError(f"{directory}: {error}") from None
-    reference, metrics = (
-        json_object(files["reference.json"], "reference.json"),
-        json_object(files["metrics.json"], "metrics.json"),
-    )
     return Bundle(scorer=scorer, manifest=manifest, reference=reference, metrics=metrics, path=directory)
 
 

@@ -7,6 +7,7 @@ slope. Both keep the order of the logits, so no ranking figure moves. This file 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -160,7 +161,8 @@ def _log_odds(p: float) -> float:
 
 def _finite(cells: dict[str, object], name: str) -> float:
     value = cells[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    # Compared, not converted: JSON may hold an integer that no float can.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise BundleError(f"calibration.json: {name} = {value!r}: expected a finite number")
     return float(value)
 

@@ -219,6 +219,8 @@ def parse_config(text: str, *, source: str, root: Path, overrides: Sequence[str]
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid TOML: nested too deeply") from None
     if "root" in tree:
         raise ConfigError(f"{source}: unknown name 'root'; known here: {_known_names(())}")
     for override in overrides:

@@ -7,6 +7,7 @@ a person may read and edit. This file knows scores and amounts, not the model, t
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from dataclasses import dataclass, fields
 from typing import Final, cast
@@ -110,6 +111,8 @@ def policy_from_toml(text: str) -> Policy:
         tree = cast(dict[str, object], tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise BundleError(f"policy.toml: not valid TOML: {error}") from None
+    except RecursionError:
+        raise BundleError("policy.toml: not valid TOML: nested too deeply") from None
     known = {column.name for column in fields(Policy)}
     if unknown := sorted(set(tree) - known):
         raise BundleError(f"policy.toml: unknown name {unknown[0]!r}; known here: {', '.join(sorted(known))}")
@@ -151,6 +154,7 @@ def _number(tree: dict[str, object], name: str, *, low: float, high: float) -> f
     if name not in tree:
         raise BundleError(f"policy.toml: {name} is missing; expected a number from {low} to {high}")
     value = tree[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= min(high, sys.float_info.max):
         raise BundleError(f"policy.toml: {name} = {value!r}: expected a number from {low} to {high}")
     return float(value)

@@ -28,7 +28,9 @@ TOLERANCE = 1e-4  # of a logit: another processor's rounding stays under 1e-5, a
 _START_US = 1_700_000_000_000_000
 _N_VALUES = 64
 _SOURCES = ("vocabulary.json", "weights.safetensors", "window.onnx", "step.onnx", "boosting.onnx")
-_N_FEW_USERS = 4  # with 11 events: fewer windows than make an exported network take its path for many
+# An exported network may take one way through few windows and another through many (`fraud.export`): both are checked.
+_MANY_USERS = 56
+_FEW_USERS = 4
 
 
 class Golden(NamedTuple):
@@ -54,7 +56,7 @@ def check_golden(scorer: Scorer, files: Mapping[str, bytes]) -> None:
             raise BundleError(f"{name}: not the file that the golden scores came from (sha256 in golden.json)")
     scored = _scored(scorer, golden.events, golden.events)
     _compare(scored.logit_N, golden.logit_N, "the golden events")
-    few = golden.events.take_users(0, min(_N_FEW_USERS, golden.events.n_users))
+    few = golden.events.take_users(0, min(_FEW_USERS, golden.events.n_users))
     _compare(_scored(scorer, few, golden.events).logit_N, golden.logit_N[: len(few)], "a few golden users")
     if "step.onnx" in files:
         _compare_steps(StepModel(files["step.onnx"]), scorer, scored, golden)
@@ -63,10 +65,10 @@ def check_golden(scorer: Scorer, files: Mapping[str, bytes]) -> None:
 def golden_events(config: Config, vocabulary: Vocabulary) -> Events:
     """Return the golden events of a vocabulary: users with 1 to a few more than max_events events each.
 
-    They are many enough (over 16 windows) for an exported network to take its path for many windows.
     """
     rng = np.random.default_rng(20)
-    counts_U = np.array([1, 2, 3, 5, 8, 13, 21, 34, config.sessions.max_events * 3 // 2 + 3, *range(4, 12)])
+    longest = config.sessions.max_events * 3 // 2 + 3
+    counts_U = np.array([1, 2, 3, 5, 8, 13, 21, 34, longest, *np.resize([2, 3, 4, 5], _MANY_USERS)])
     starts_U1 = np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64)
     n_events = int(starts_U1[-1])
     field_of = {field.name: field for field in vocabulary.fields}

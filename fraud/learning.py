@@ -153,7 +153,7 @@ def _fit_network(
     )
     base_rate = float(np.clip(prepared.label_N[prepared.trains_N].mean(), 1e-6, 0.5))
     network = model.build(
-        prepared.vocabulary.field_sizes,
+        prepared.vocabulary.field_shapes,
         config.model,
         dropout=config.training.dropout,
         base_rate=base_rate,

@@ -110,6 +110,7 @@ def _absolute_pattern(pattern: str, root: Path) -> str:
 
 
 def is_log_name(name: str) -> bool:
+    """Return True for the name of a file that a folder or a glob of log files means."""
     is_ours = name.startswith((".", "_", "quarantine")) or ".quarantine." in name
     return name.lower().endswith(_KNOWN) and not is_ours
 
@@ -128,7 +129,7 @@ def _raw_rows(file: Path, declared: Sequence[Declared], quarantine: Quarantine, 
 
 
 def text_blocks(file: Path, n_bytes: int, expected: str) -> Iterator[bytes]:
-    """Yield the bytes of a text file, unpacked and without a byte order mark."""
+    """Yield the bytes of a text file, unpacked and without a byte order mark; raise DataError for another format."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     try:
         with opener(file, "rb") as stream:

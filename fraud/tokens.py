@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,13 @@ class Field:
     size: int
 
 
+class FieldShape(NamedTuple):
+    """What a network needs to know of a field: its number of ids, and whether neighbouring ids mean nearly the same."""
+
+    size: int
+    is_ordered: bool
+
+
 @dataclass(frozen=True, slots=True)
 class FieldCounts:
     """How often each value (text) or each rounded number (quantile) stands in training rows; sums over parts."""
@@ -64,6 +71,11 @@ class Vocabulary:
     def field_sizes(self) -> tuple[int, ...]:
         """Return the number of ids of each field [F]."""
         return tuple(field.size for field in self.fields)
+
+    @property
+    def field_shapes(self) -> tuple[FieldShape, ...]:
+        """Return the shape of each field [F]; buckets of numbers and of times are ordered, texts are not."""
+        return tuple(FieldShape(field.size, field.kind in ("quantile", "octave")) for field in self.fields)
 
     @property
     def types(self) -> tuple[str, ...]:

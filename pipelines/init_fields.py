@@ -7,27 +7,27 @@ afterwards is listed as left out, for a person to judge. So is what says nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fraud.columns import MAX_COLUMNS
-from pipelines.init_columns import Column
+from pipelines.init_columns import Column, word_set
 from pipelines.init_roles import ID_WORDS, Doubt, Roles, names_only, rises
 
-_LEAK_WORDS = frozenset(
+_LEAK_WORDS = word_set(
     "fraud fraudulent isfraud label labels target class scenario score scores scored risk resolution resolved outcome "
     "banned ban chargeback chargebacks dispute disputed verdict flag flagged suspicious suspicion blocked reported "
     "confirmed decision declined accepted approved rejected cancelled review reviewed investigation alert alerted "
-    "default defaulted anomaly malicious attack is after status result response".split()
+    "default defaulted anomaly malicious attack is after status result response"
 )
 _AMOUNT_WORDS = ("amount", "amt", "price", "value", "total", "sum", "paid", "cost")
-_ENTITY_WORDS = frozenset(
+_ENTITY_WORDS = word_set(
     "payee beneficiary recipient receiver counterparty device terminal merchant merch shop store seller vendor ip "
     "dest destination to page address email phone iban atm fingerprint imei creditor ipaddress deviceid terminalid "
-    "merchantid account acct card cc customer bank receiving".split()
+    "merchantid account acct card cc customer bank receiving"
 )
-_CODE_WORDS = frozenset("code mcc zip postcode category cat type kind country id".split())
+_CODE_WORDS = word_set("code mcc zip postcode category cat type kind country id")
 
 _MAX_CATEGORIES = 1000
 _MAX_CHARACTERS = 40
@@ -47,6 +47,27 @@ class FieldRoles:
     entity: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
     doubts: tuple[Doubt, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the columns that a model may read."""
+        amount = () if self.amount is None else (self.amount.name,)
+        return frozenset((*amount, *self.numeric, *self.categorical, *self.entity))
+
+
+def without(fields: FieldRoles, names: Sequence[str]) -> FieldRoles:
+    """Return the fields without those columns."""
+
+    def kept(columns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(column for column in columns if column not in names)
+
+    return replace(
+        fields,
+        amount=None if fields.amount is not None and fields.amount.name in names else fields.amount,
+        numeric=kept(fields.numeric),
+        categorical=kept(fields.categorical),
+        entity=kept(fields.entity),
+    )
 
 
 def is_suspect(column: Column) -> bool:
@@ -85,8 +106,8 @@ def fields_of(columns: Sequence[Column], roles: Roles, label: str | None) -> Fie
                 doubts.append(Doubt(f"fields.{kind}", f"{column.name!r}: {doubt}"))
         else:
             left_out.append((column.name, kind))
-    for name in chosen["numeric"][_MAX_NUMERIC:]:
-        left_out.append((name, f"a number like the others; the first {_MAX_NUMERIC} are proposed"))
+    why = f"a number like the others; the first {_MAX_NUMERIC} are proposed"
+    left_out += [(name, why) for name in chosen["numeric"][_MAX_NUMERIC:]]
     return FieldRoles(
         amount=amount,
         has_negative=has_negative,
@@ -124,11 +145,13 @@ def _follows_the_time(column: Column, roles: Roles) -> bool:
 
 
 def _names_the_user(column: Column, user: Column) -> bool:
-    """Return True where each user has one value, and nearly each value one user: a name, a birthday, a card's holder."""
+    """Return True where each user has one value, and nearly each value one user: a name, a birthday."""
     there_N = (column.code_N >= 0) & (user.code_N >= 0)
     pairs = np.unique(np.stack([user.code_N[there_N], column.code_N[there_N]]), axis=1).shape[1]
     n_users = len(np.unique(user.code_N[there_N]))
-    return n_users >= _MIN_SHARED_USERS and user.per_value >= 2 and pairs == n_users and column.n_values >= 0.5 * n_users
+    return (
+        n_users >= _MIN_SHARED_USERS and user.per_value >= 2 and pairs == n_users and column.n_values >= 0.5 * n_users
+    )
 
 
 def _amount(columns: Sequence[Column]) -> Column | None:

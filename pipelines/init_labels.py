@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from fraud.errors import FraudError
 from fraud.readers import is_log_name
-from pipelines.init_columns import Column, columns_of, words_of
-from pipelines.init_roles import Doubt, Roles
+from pipelines.init_columns import Column, columns_of, word_set, words_of
+from pipelines.init_roles import Doubt, Roles, listed
 from pipelines.init_sample import sample_log
 
 _RANKS = (
@@ -27,13 +27,13 @@ _RANKS = (
     ("banned ban chargeback dispute disputed default defaulted malicious attack outcome confirmed declined", 2),
     ("is anomaly suspicious blocked rejected", 1),
 )
-_NEVER_LABELS = frozenset("scenario score scores risk status flagged type at alert alerted".split())
-_NOT_LABEL_FILES = frozenset("oracle score scores prediction predictions quarantine feature features".split())
-_KNOWN_WORDS = frozenset("known reported confirmed label labelled fraud chargeback at review".split())
+_NEVER_LABELS = word_set("scenario score scores risk status flagged type at alert alerted")
+_NOT_LABEL_FILES = word_set("oracle score scores prediction predictions quarantine feature features")
+_KNOWN_WORDS = word_set("known reported confirmed label labelled fraud chargeback at review")
 _MAX_FILES = 20
 _DAY_US = 86_400 * 10**6
 _MIN_POSITIVE_USERS = 10
-_LATE = 0.95  # of the labels are known after the delay that is proposed
+_LATE = 0.9  # of the labels are known after the delay that is proposed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +83,12 @@ def _in_log(found: Sequence[Column], roles: Roles) -> LabelRole:
     level = "event"
     if _is_of_user(label.label_N, roles.user):
         level = "user"
-        doubts.append(Doubt("labels.level", "all events of a user have one label: each user is one example, judged at the last event"))
+        text = "all events of a user have one label: each user is one example, judged at the last event"
+        doubts.append(Doubt("labels.level", text))
     if roles.clock is not None:
-        doubts.append(Doubt("labels.delay", 'how long until a fraud is known? without it labels count as known at once: delay = "7d"'))
+        doubts.append(
+            Doubt("labels.delay", "how long until a fraud is known? without it labels count as known at once")
+        )
     return LabelRole(
         column=label.name,
         path=None,
@@ -115,13 +118,15 @@ def _in_table(file: Path, roles: Roles) -> LabelRole | None:
     assert label.label_N is not None  # it is ranked
     frauds = theirs.texts.filter(pa.array(label.label_N == 1))
     positive_N = pc.is_in(own.texts, value_set=frauds).to_numpy(zero_copy_only=False)
-    doubts = _doubts(label, found, positive_N)
+    rivals = [c for c in columns if c is not label and c.label_N is not None and c.n_values == 2]
+    doubts = _doubts(label, [label, *rivals], positive_N)
     if not pc.any(pc.is_in(own.texts, value_set=theirs.values)).as_py():
         doubts.append(Doubt("labels.path", "no label matches a row that was looked at"))
     known = next((c for c in columns if _says_known(c)), None)
     delay_days = None if level != "event" or known is None else _delay_days(own, theirs, known, roles)
     if level == "user":
-        doubts.append(Doubt("labels.level", "one label a user, judged at the last event: the log must end before the outcome shows"))
+        text = "one label a user, judged at the last event: the log must end before the outcome shows"
+        doubts.append(Doubt("labels.level", text))
     return LabelRole(
         column=label.name,
         path=file,
@@ -137,8 +142,7 @@ def _in_table(file: Path, roles: Roles) -> LabelRole | None:
 def _doubts(label: Column, found: Sequence[Column], positive_N: npt.NDArray[np.bool_]) -> list[Doubt]:
     doubts: list[Doubt] = []
     if len(found) > 1:
-        others = ", ".join(repr(column.name) for column in found[1:])
-        doubts.append(Doubt("labels.column", f"could also be {others}"))
+        doubts.append(Doubt("labels.column", f"could also be {listed([column.name for column in found[1:]])}"))
     if not positive_N.any():
         doubts.append(Doubt("labels.column", f"no fraud among the rows looked at: {label.name!r} is never 1 there"))
     return doubts

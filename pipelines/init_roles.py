@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fraud.errors import DataError
-from pipelines.init_columns import Column, IntArray, TimeReading
+from pipelines.init_columns import Column, IntArray, TimeReading, word_set
 
 # Words that only say "this is a name or a number of something".
-ID_WORDS = frozenset("id ids no nr num number key code uuid guid hash ref reference name concept the cd".split())
+ID_WORDS = word_set("id ids no nr num number key code uuid guid hash ref reference name concept the cd")
 
 _USER_WORDS = {
     word: weight
@@ -30,17 +30,17 @@ _USER_WORDS = {
     )
     for word in words.split()
 }
-_TIME_WORDS = frozenset("ts time timestamp datetime date dt when epoch unixtime".split())
-_AFTERWARDS = frozenset(
+_TIME_WORDS = word_set("ts time timestamp datetime date dt when epoch unixtime created occurred")
+_AFTERWARDS = word_set(
     "known reported report updated modified closed resolved resolution confirmed birth dob expiry expires end ended "
-    "due banned blocked review reviewed processed settled last label delivered received valid".split()
+    "due banned blocked review reviewed processed settled last label delivered received valid"
 )
-_TYPE_WORDS = frozenset("type action activity operation op kind verb eventtype".split())
-_EVENT_WORDS = frozenset("event transaction tx trans txn trx record row message log operation entry payment".split())
-_COMPANION_WORDS = frozenset("lifecycle transition".split())
-_ORDER_WORDS = frozenset("pos position seq sequence order idx index step offset rank".split())
+_TYPE_WORDS = word_set("type action activity operation op kind verb eventtype")
+_EVENT_WORDS = word_set("event transaction tx trans txn trx record row message log operation entry payment")
+_COMPANION_WORDS = word_set("lifecycle transition")
+_ORDER_WORDS = word_set("pos position seq sequence order idx index step offset rank")
 
-_MAX_TYPES = 1000
+MAX_TYPES = 1000
 _MAX_NULL = 0.05  # of a column that must have a value: more, and the log would lose too much
 
 
@@ -137,9 +137,11 @@ def _time(columns: Sequence[Column], doubts: list[Doubt]) -> Column | None:
     assert reading is not None  # it has a rank
     rivals = [column.name for column in fitting[1:] if _time_rank(column) >= 3]
     if rivals:
-        doubts.append(Doubt("log.time", f"could also be {_listed(rivals)}; only one is read"))
+        doubts.append(Doubt("log.time", f"could also be {listed(rivals)}; only one is read"))
     if reading.kind == "naive":
-        doubts.append(Doubt("log.zone", "the times have no zone; UTC is assumed: set the zone of the clock they are from"))
+        doubts.append(
+            Doubt("log.zone", "the times have no zone; UTC is assumed: set the zone of the clock they are from")
+        )
     if reading.kind == "number" and not reading.is_epoch:
         text = "small numbers, taken as seconds since some start: the hour of the day has no meaning then"
         doubts.append(Doubt("log.time_unit", text))
@@ -152,8 +154,7 @@ def _time_rank(column: Column) -> int:
     if reading is None or reading.share < 0.8 or column.share_null > 0.2:
         return 0
     said = set(column.words)
-    named = 3 if names_only(column, _TIME_WORDS | _EVENT_WORDS | {"created", "at", "occurred"}) else 0
-    named = named or (2 if said & (_TIME_WORDS | {"created", "occurred", "at"}) else 0)
+    named = 0 if not said & _TIME_WORDS else 3 if names_only(column, _TIME_WORDS | _EVENT_WORDS | {"at"}) else 2
     if said & _AFTERWARDS:
         named = -2
     if "day" in said or "days" in said or "hour" in said:
@@ -171,11 +172,13 @@ def _user(columns: Sequence[Column], doubts: list[Doubt], every: Sequence[Column
     if named:
         user = named[0]
         if len(named) > 1:
-            doubts.append(Doubt("log.user", f"could also be {_listed([c.name for c in named[1:]])}"))
+            doubts.append(Doubt("log.user", f"could also be {listed([c.name for c in named[1:]])}"))
         if user.n_values == 1:
             doubts.append(Doubt("log.user", "there is one user in the rows looked at"))
         elif user.per_value < 1.2:
-            doubts.append(Doubt("log.user", "hardly a user has two events in the rows looked at: there is little order"))
+            doubts.append(
+                Doubt("log.user", "hardly a user has two events in the rows looked at: there is little order")
+            )
         return user
     repeating = [
         c
@@ -229,19 +232,17 @@ def _event_id(columns: Sequence[Column], user: Column, doubts: list[Doubt]) -> C
 
 
 def _types(columns: Sequence[Column], doubts: list[Doubt]) -> tuple[Column, ...]:
-    few = [c for c in columns if c.is_id and c.n_values <= min(_MAX_TYPES, max(len(c.code_N) // 2, 20))]
+    few = [c for c in columns if c.is_id and c.n_values <= min(MAX_TYPES, max(len(c.code_N) // 2, 20))]
     # Without a null: a row without a type would be quarantined.
-    named = [c for c in few if c.share_null <= _MAX_NULL and (_says_type(c) or c.words in (("event",), ("event", "name")))]
+    named = [
+        c for c in few if c.share_null <= _MAX_NULL and (_says_type(c) or c.words in (("event",), ("event", "name")))
+    ]
     if not named:
-        candidates = [c.name for c in few if 2 <= c.n_values <= 100 and c.number_N is None]
-        text = "no column says what kind of event a row is, so every event is of one kind"
-        text += f"; if one does, name it here: {_listed(candidates)}" if candidates else ""
-        doubts.append(Doubt("log.type", text))
         return ()
     first = max(named, key=lambda c: (c.number_N is None, c.n_values))
     rivals = [c.name for c in named if c is not first]
     if rivals:
-        doubts.append(Doubt("log.type", f"could also be {_listed(rivals)}"))
+        doubts.append(Doubt("log.type", f"could also be {listed(rivals)}"))
     companions = [c for c in few if set(c.words) & _COMPANION_WORDS and not c.n_null and c is not first]
     return (first, *companions[:1])
 
@@ -268,25 +269,28 @@ def _order(columns: Sequence[Column], user: Column, clock: TimeReading, doubts: 
 
 
 def _no_user(columns: Sequence[Column], source: str) -> str:
-    return (
+    text = (
         f"{source}: no column could be the user: expected text or integers that repeat, one value for each customer, "
         f"account or case, under a name such as user_id; the columns are: {_seen(columns)}"
     )
+    nearest = [column.name for column in columns if names_only(column, _USER_WORDS) and not column.is_id]
+    return text + (f"; {listed(nearest[:3])} cannot be read as text or integers" if nearest else "")
 
 
 def _no_time(columns: Sequence[Column], source: str) -> str:
     text = (
         f"{source}: no column could be the time: expected RFC 3339 text (2026-11-20T10:00:00Z), timestamps, or numbers "
-        f"of seconds, milliseconds or microseconds since 1970 under a name such as ts; or, without a clock, integers in "
-        f"the order of events under a name such as position; the columns are: {_seen(columns)}"
+        f"of seconds, milliseconds or microseconds since 1970 under a name such as ts; or, without a clock, integers "
+        f"in the order of events under a name such as position; the columns are: {_seen(columns)}"
     )
     nearest = [c for c in columns if set(c.words) & _TIME_WORDS and c.n_there]
     return text + "".join(f"; {c.name!r} cannot be read as a time, it holds {c.shown}" for c in nearest[:3])
 
 
 def _seen(columns: Sequence[Column]) -> str:
-    return _listed([column.name for column in columns][:20]) + (" ..." if len(columns) > 20 else "")
+    return listed([column.name for column in columns][:20]) + (" ..." if len(columns) > 20 else "")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them."""
     return ", ".join(repr(name) for name in names)

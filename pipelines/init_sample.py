@@ -46,9 +46,12 @@ class Sample:
 
 
 class _Part(NamedTuple):
+    """n_read: how many bytes (text) or rows (Parquet) of the file were passed to get these rows."""
+
     cells: dict[str, Cells]
     n_rows: int
     is_whole: bool
+    n_read: int
 
 
 def sample_log(files: Sequence[Path]) -> Sample:
@@ -65,7 +68,7 @@ def sample_log(files: Sequence[Path]) -> Sample:
     if middle_file != first:
         other = _read(middle_file, names, delimiter, max_rows=_MAX_MIDDLE_ROWS)
     elif not head.is_whole:
-        other = _middle(first, names, delimiter)
+        other = _middle(first, names, delimiter, n_read=head.n_read)
     parts = [head] if other is None else [head, other]
     try:
         cells = {name: _joined([part.cells[name] for part in parts]) for name in names}
@@ -109,15 +112,18 @@ def _read(file: Path, names: Sequence[str], delimiter: str, *, max_rows: int) ->
     return _text_part(file, blocks, names, delimiter, max_rows=max_rows)
 
 
-def _middle(file: Path, names: Sequence[str], delimiter: str) -> _Part | None:
-    """Return rows from the middle of a file, None where one cannot get there without reading all before."""
+def _middle(file: Path, names: Sequence[str], delimiter: str, *, n_read: int) -> _Part | None:
+    """Return rows from the middle of a file; None where they were read already, or are behind all that comes before."""
     if _is_parquet(file):
-        n_groups = pq.read_metadata(file).num_row_groups
-        return _parquet_part(file, names, row_group=n_groups // 2, max_rows=_MAX_MIDDLE_ROWS) if n_groups > 1 else None
-    if file.name.lower().endswith(".gz"):
+        metadata = pq.read_metadata(file)
+        middle = metadata.num_row_groups // 2
+        n_before = sum(metadata.row_group(group).num_rows for group in range(middle))
+        return _parquet_part(file, names, row_group=middle, max_rows=_MAX_MIDDLE_ROWS) if n_before >= n_read else None
+    start = file.stat().st_size // 2
+    if file.name.lower().endswith(".gz") or start < n_read:
         return None
     with file.open("rb") as stream:
-        stream.seek(file.stat().st_size // 2)
+        stream.seek(start)
         stream.readline()
         content = stream.read(_BLOCK_BYTES)
     header = (delimiter.join(f'"{name}"' for name in names) + "\n").encode() if _is_csv(file) else b""
@@ -139,16 +145,18 @@ def _text_part(file: Path, blocks: Iterator[bytes], names: Sequence[str], delimi
         if _is_csv(file)
         else json_rows(consumed, declared, quarantine, source=str(file))
     )
+    n_bytes = file.stat().st_size
     chunks: list[RawRows] = []
     n_rows, is_whole = 0, True
     for chunk in rows:
         chunks.append(chunk)
         n_rows += len(chunk.rows_N)
-        if n_rows >= max_rows or consumed.n_bytes >= _MAX_BYTES:
+        is_enough = n_rows >= max_rows or consumed.n_bytes >= _MAX_BYTES
+        if is_enough and (consumed.n_bytes < n_bytes or consumed.n_bytes > _MAX_BYTES):
             is_whole = False
             break
     cells = {name: _joined([chunk.cells[name] for chunk in chunks]) for name in names} if chunks else {}
-    return _Part(cells, n_rows, is_whole)
+    return _Part(cells, n_rows, is_whole, consumed.n_bytes)
 
 
 def _parquet_part(file: Path, names: Sequence[str], *, row_group: int, max_rows: int) -> _Part:
@@ -171,7 +179,7 @@ def _parquet_part(file: Path, names: Sequence[str], *, row_group: int, max_rows:
         for name in names
         if name in table.column_names
     }
-    return _Part(cells, n_rows, n_rows == n_there and row_group == 0)
+    return _Part(cells, n_rows, n_rows == n_there and row_group == 0, n_rows)
 
 
 def _csv_header(file: Path) -> tuple[list[str], str]:

@@ -72,6 +72,9 @@ fractions = [0.6, 0.25, 0.15]
 [model]
 name = "lstm"
 
+[training]
+negative_rate = 0.3                   # a share of the honest windows is enough; the logit is corrected for it
+
 [policy]
 alert_budget = 0.01                   # share of the decision events that somebody can look at
 # costs = {{ review = 3.0 }}            # or: what one look costs, in the unit of amount

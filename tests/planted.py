@@ -7,8 +7,10 @@ import numpy.typing as npt
 
 from fraud.batches import windows
 from fraud.sampling import TrainingSet
+from fraud.tokens import FieldShape
 
 FIELD_SIZES = (8, 5)
+FIELDS = tuple(FieldShape(size, is_ordered=False) for size in FIELD_SIZES)
 N_EVENTS = 16
 
 Tokens = npt.NDArray[np.int64]

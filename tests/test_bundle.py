@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ import fraud.bundle
 from fraud.bundle import Bundle, BundleParts, load_bundle, write_bundle
 from fraud.errors import BundleError, ConfigError
 from fraud.golden import golden_events, golden_tables
-from fraud.runtime import WindowModel
-from fraud.scoring import NetworkModel, score_log
+from fraud.scoring import score_log
 from tests.tampered import copied, tampered, with_manifest
 from tests.trained import MODELS, Trained, trained_bundles
 
@@ -82,27 +80,6 @@ def test_a_bundle_read_twice_scores_to_the_same_bits(trained: Trained, model: st
 @pytest.mark.parametrize("model", MODELS)
 def test_a_bundle_holds_the_files_of_its_kind_and_nothing_else(trained: Trained, model: str) -> None:
     assert set(_contents(trained.folder / model)) == _TEXT_FILES | _MODEL_FILES[model]
-
-
-def test_golden_scores_are_checked_on_both_ways_through_an_exported_network(trained: Trained) -> None:
-    """ONNX Runtime takes one way for up to 15 windows and another from 16 on: each must be seen at load."""
-    scorer = trained.bundle("lstm").scorer
-    assert isinstance(scorer.model, NetworkModel)
-    seen: list[int] = []
-
-    class Counting(WindowModel):
-        def __init__(self, wrapped: WindowModel) -> None:
-            self._wrapped = wrapped
-            self.n_fields = wrapped.n_fields
-
-        def logits(self, tokens_BTF: np.ndarray) -> np.ndarray:
-            seen.append(len(tokens_BTF))
-            return self._wrapped.logits(tokens_BTF)
-
-    counting = replace(scorer, model=replace(scorer.model, network=Counting(scorer.model.network)))
-    directory = trained.folder / "lstm"
-    fraud.bundle.check_golden(counting, _contents(directory))
-    assert min(seen) < 16 <= max(seen)
 
 
 def test_every_known_type_stands_among_the_golden_events(trained: Trained) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import FIELD_SIZES, every_event_set, last_event_set, order_pairs
+from planted import FIELD_SIZES, FIELDS, every_event_set, last_event_set, order_pairs
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from fraud.config import ModelConfig, TrainingConfig
@@ -19,9 +19,11 @@ from fraud.export import step_onnx, window_onnx
 from fraud.metrics import roc_auc
 from fraud.models import MODELS, FeatureModel, TokenModel
 from fraud.models.boosting import FeatureRows, Trees, boosting_onnx, trees_of
+from fraud.models.embedding import EventEmbedding
 from fraud.models.recurrent import Recurrent, weights_of, with_weights
 from fraud.runtime import StepModel, TreeModel, WindowModel
 from fraud.sampling import TrainingSet
+from fraud.tokens import FieldShape
 from fraud.training import best_network, fit
 
 NETWORKS = [name for name, model in MODELS.items() if isinstance(model, TokenModel)]
@@ -33,7 +35,7 @@ _SIZE = ModelConfig(layers=2, width=24, trees=40, leaves=8)
 def untrained(name: str, seed: int = 0) -> Recurrent:
     model = MODELS[name]
     assert isinstance(model, TokenModel)
-    return model.build(FIELD_SIZES, _SIZE, dropout=0.1, base_rate=0.5, seed=seed)
+    return model.build(FIELDS, _SIZE, dropout=0.1, base_rate=0.5, seed=seed)
 
 
 def fitted(name: str, training_set: TrainingSet, *, epochs: int, batch_events: int) -> Recurrent:
@@ -276,3 +278,13 @@ def test_exported_trees_decide_as_scikit_learn_does(
     expected = classifier.decision_function(np.nan_to_num(asked_RC.astype(np.float64), nan=np.nan))
     assert expected.std() > 0.1
     np.testing.assert_allclose(exported, expected, atol=3e-6, rtol=0)
+
+
+def test_neighbouring_buckets_of_an_ordered_field_start_alike_and_distant_ones_do_not() -> None:
+    torch.manual_seed(0)
+    table_VD = EventEmbedding((FieldShape(43, is_ordered=True), FieldShape(43, is_ordered=False)), 512).table.detach()
+    likeness = table_VD @ table_VD.T / 512
+    rows = torch.arange(3, 30)
+    assert likeness[rows, rows + 1].min() > 0.9
+    assert likeness[rows, rows + 12].abs().max() < 0.3
+    assert likeness[43 + rows, 44 + rows].abs().max() < 0.3

@@ -14,8 +14,10 @@ from fraud.export import step_onnx, window_onnx
 from fraud.models.boosting import Trees, boosting_onnx
 from fraud.models.recurrent import build_recurrent, weights_of
 from fraud.runtime import StepModel, TreeModel, WindowModel
+from fraud.tokens import FieldShape
 
 _SIZES = (6, 4)
+_FIELDS = tuple(FieldShape(size, is_ordered=False) for size in _SIZES)
 _READERS: dict[str, Callable[[bytes], object]] = {
     "window.onnx": WindowModel,
     "step.onnx": StepModel,
@@ -25,7 +27,7 @@ _READERS: dict[str, Callable[[bytes], object]] = {
 
 @pytest.fixture(scope="module")
 def contents() -> dict[str, bytes]:
-    network = build_recurrent(_SIZES, ModelConfig(layers=2, width=4), dropout=0.0, base_rate=0.1, seed=0)
+    network = build_recurrent(_FIELDS, ModelConfig(layers=2, width=4), dropout=0.0, base_rate=0.1, seed=0)
     stump = Trees(
         n_features=2,
         baseline=-1.0,

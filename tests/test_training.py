@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import FIELD_SIZES, every_event_set
+from planted import FIELDS, every_event_set
 
 from fraud.batches import buckets
 from fraud.config import ModelConfig, TrainingConfig
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 
 def small_network(seed: int = 0, base_rate: float = 0.1) -> Recurrent:
     model = ModelConfig(layers=2, width=8)
-    return build_recurrent(FIELD_SIZES, model, dropout=0.1, base_rate=base_rate, seed=seed)
+    return build_recurrent(FIELDS, model, dropout=0.1, base_rate=base_rate, seed=seed)
 
 
 def same_weights(one: EpochReport, other: EpochReport) -> bool:
@@ -106,7 +106,7 @@ def test_the_mean_score_is_the_base_rate_whatever_share_of_negatives_is_kept(neg
     config = TrainingConfig(
         epochs=8, patience=8, batch_events=2048, learning_rate=0.03, negative_rate=negative_rate, dropout=0.0
     )
-    network = build_recurrent(FIELD_SIZES, ModelConfig(layers=1, width=16), dropout=0.0, base_rate=0.5, seed=0)
+    network = build_recurrent(FIELDS, ModelConfig(layers=1, width=16), dropout=0.0, base_rate=0.5, seed=0)
     *_, last = fit(network, every_event_set(1500, 0.1, seed=0, max_events=64), config, resume=None)
     best = best_network(network, last.state)
     fresh = every_event_set(1200, 0.1, seed=1, max_events=64)

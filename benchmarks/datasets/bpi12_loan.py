@@ -155,9 +155,7 @@ def _parts(time_us_N: npt.NDArray[np.int64], starts_N: npt.NDArray[np.int64]) ->
     """Return object [N]: train, valid, test, or history for what ends after the test starts without being of it."""
     start_us_N = time_us_N[starts_N]
     start_us_C = np.sort(time_us_N[np.unique(starts_N)])
-    valid_us, test_us = (
-        start_us_C[int(len(start_us_C) * share)] for share in (TRAIN_SHARE, TRAIN_SHARE + VALID_SHARE)
-    )
+    valid_us, test_us = (start_us_C[int(len(start_us_C) * share)] for share in (TRAIN_SHARE, TRAIN_SHARE + VALID_SHARE))
     part_N = np.where(start_us_N < valid_us, "train", "valid").astype(object)
     part_N[time_us_N >= test_us] = "history"
     part_N[start_us_N >= test_us] = "test"

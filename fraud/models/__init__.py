@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from fraud.config import ModelConfig, TrainingConfig
+from fraud.tokens import FieldShape
 
 if TYPE_CHECKING:
     from fraud.models.boosting import FeatureRows, Trees
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class BuildNetwork(Protocol):
-    """Return an untrained network for tokens whose field f has field_sizes[f] ids; base_rate sets its first answer."""
+    """Return an untrained network for tokens of these fields; base_rate sets its first answer."""
 
     def __call__(
-        self, field_sizes: tuple[int, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
+        self, fields: tuple[FieldShape, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
     ) -> Recurrent: ...
 
 
@@ -54,11 +55,11 @@ class FeatureModel:
 
 
 def _build_lstm(
-    field_sizes: tuple[int, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
+    fields: tuple[FieldShape, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
 ) -> Recurrent:
     from fraud.models.recurrent import build_recurrent
 
-    return build_recurrent(field_sizes, model, dropout=dropout, base_rate=base_rate, seed=seed)
+    return build_recurrent(fields, model, dropout=dropout, base_rate=base_rate, seed=seed)
 
 
 def _fit_boosting(

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fraud.tokens import FIRST_ID, FieldShape
+
+# Buckets within about this distance start out alike. On the simulator (seeds 0 and 0, two generators) it took an LSTM
+# from 77 to 82 and from 80 to 86 % of the oracle's AP: with a few hundred frauds most buckets are seen with none.
+_ALIKE_BUCKETS = 4.0
 
 
 class EventEmbedding(nn.Module):
@@ -16,13 +24,16 @@ class EventEmbedding(nn.Module):
 
     offsets_F: Tensor
 
-    def __init__(self, field_sizes: tuple[int, ...], width: int) -> None:
+    def __init__(self, fields: tuple[FieldShape, ...], width: int) -> None:
         super().__init__()
-        sizes_F = torch.tensor(field_sizes, dtype=torch.int64)
-        # Not stored with the weights: it follows from field_sizes, which the vocabulary holds.
+        sizes_F = torch.tensor([field.size for field in fields], dtype=torch.int64)
+        # Not stored with the weights: it follows from the sizes, which the vocabulary holds.
         self.register_buffer("offsets_F", torch.cumsum(sizes_F, 0) - sizes_F, persistent=False)
         table_VD = torch.randn(int(sizes_F.sum()), width)
         table_VD[self.offsets_F] = 0.0
+        for field, start in zip(fields, self.offsets_F.tolist(), strict=True):
+            if field.is_ordered:
+                table_VD[start + FIRST_ID : start + field.size] = _smooth_rows(field.size - FIRST_ID, width)
         self.table = nn.Parameter(table_VD)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -31,3 +42,15 @@ class EventEmbedding(nn.Module):
         # embedding_bag sums without writing [N, F, D]: a third of gather-and-sum at D = 128, forward and backward.
         summed_ND = functional.embedding_bag(rows_NF, self.table, mode="sum")
         return summed_ND.view(*tokens.shape[:-1], -1) * tokens.shape[-1] ** -0.5
+
+
+def _smooth_rows(n_buckets: int, width: int) -> Tensor:
+    """Return float32 [n_buckets, D] of unit variance whose rows change slowly: a Gaussian process over the buckets.
+
+    Random Fourier features (Rahimi & Recht 2007, section 3): the expected product of two rows is the Gaussian kernel of
+    their distance.
+    """
+    bucket_B1 = torch.arange(n_buckets, dtype=torch.float32)[:, None]
+    frequency_D = torch.randn(width) / _ALIKE_BUCKETS
+    phase_D = torch.rand(width) * 2 * math.pi
+    return math.sqrt(2.0) * torch.cos(bucket_B1 * frequency_D + phase_D)

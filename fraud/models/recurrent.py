@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fraud.config import ModelConfig
 from fraud.errors import BundleError
 from fraud.models.embedding import EventEmbedding
+from fraud.tokens import FieldShape
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -24,12 +25,11 @@ class Recurrent(nn.Module):
     """
 
     def __init__(
-        self, field_sizes: tuple[int, ...], *, layers: int, width: int, dropout: float, base_rate: float
+        self, fields: tuple[FieldShape, ...], *, layers: int, width: int, dropout: float, base_rate: float
     ) -> None:
         super().__init__()
-        self.field_sizes = field_sizes
         self.layers, self.width = layers, width
-        self.embedding = EventEmbedding(field_sizes, width)
+        self.embedding = EventEmbedding(fields, width)
         self.recurrent = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, 1)
@@ -68,12 +68,12 @@ class Recurrent(nn.Module):
 
 
 def build_recurrent(
-    field_sizes: tuple[int, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
+    fields: tuple[FieldShape, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
 ) -> Recurrent:
     """Return an untrained network; the same seed gives the same weights, and the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        return Recurrent(field_sizes, layers=model.layers, width=model.width, dropout=dropout, base_rate=base_rate)
+        return Recurrent(fields, layers=model.layers, width=model.width, dropout=dropout, base_rate=base_rate)
 
 
 def weights_of(network: Recurrent) -> Weights:
