@@ -63,9 +63,7 @@ def check_golden(scorer: Scorer, files: Mapping[str, bytes]) -> None:
 
 
 def golden_events(config: Config, vocabulary: Vocabulary) -> Events:
-    """Return the golden events of a vocabulary: users with 1 to a few more than max_events events each.
-
-    """
+    """Return the golden events of a vocabulary: users with 1 to a few more than max_events events each."""
     rng = np.random.default_rng(20)
     longest = config.sessions.max_events * 3 // 2 + 3
     counts_U = np.array([1, 2, 3, 5, 8, 13, 21, 34, longest, *np.resize([2, 3, 4, 5], _MANY_USERS)])

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fraud.config import Config, LabelsConfig, SplitConfig
 from fraud.decisions import DECISIONS
-from fraud.events import IntArray
+from fraud.events import Events, IntArray
 from fraud.labels import session_ids
 from fraud.logs import Log, event_ids, from_pandas, from_table
 from fraud.preparation import entity_tables, labelled_chunks, merged_tables
@@ -73,7 +73,7 @@ def event_table(scored: Scored, ids: pa.Array) -> pa.Table:
         ids,
         _texts(events.users, events.user_codes()),
         _texts(session_ids(scored.enriched), _session_codes(scored)),
-        _times(events.time_us),
+        _times(events, slice(None)),
         _texts(events.type.values, events.type.codes_N),
         pa.array(scored.score_N),
         _decisions(scored.decision_N),
@@ -91,8 +91,8 @@ def session_table(scored: Scored, version: str) -> pa.Table:
     columns = [
         _texts(events.users, events.user_codes()[first_S]),
         pa.array(session_ids(scored.enriched), pa.string()),
-        _times(events.time_us[first_S]),
-        _times(events.time_us[last_S]),
+        _times(events, first_S),
+        _times(events, last_S),
         pa.array(last_S - first_S + 1, pa.int64()),
         pa.array(scored.score_N[last_S]),
         pa.array(np.maximum.reduceat(scored.score_N, first_S)),
@@ -124,8 +124,10 @@ def _texts(values: np.ndarray, codes: np.ndarray) -> pa.Array:
     return dictionary.take(pa.array(codes, mask=codes < 0))
 
 
-def _times(time_us: IntArray) -> pa.Array:
-    return pa.array(time_us, pa.int64()).cast(_TIME)
+def _times(events: Events, rows: IntArray | slice) -> pa.Array:
+    """Return the times of some rows; null where the log has positions and no clock."""
+    time_us = pa.array(events.time_us[rows], pa.int64()).cast(_TIME)
+    return time_us if events.has_clock else pa.nulls(len(time_us), _TIME)
 
 
 def _decisions(decision: np.ndarray) -> pa.Array:

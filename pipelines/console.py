@@ -25,7 +25,8 @@ class Screen:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.words = Console(stderr=True, quiet=as_json, highlight=False, soft_wrap=True)
-        self.results = Console(highlight=False, quiet=as_json)
+        # A pipe has no width of its own; 80 columns would break the tables.
+        self.results = Console(highlight=False, quiet=as_json, width=None if sys.stdout.isatty() else 120)
 
     def say(self, text: str) -> None:
         """Print a line about the work."""

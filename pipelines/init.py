@@ -49,8 +49,9 @@ def init_config(events: str, out: Path, *, overwrite: bool, screen: Screen) -> J
     suspects = frozenset(column.name for column in columns if is_suspect(column))
     roles = roles_of(columns, suspects, str(files[0]))
     labels = labels_of([column for column in columns if column not in roles.columns], roles, files)
-    in_log = labels.column if labels is not None and labels.path is None else None
-    seen = _Seen(sample, columns, roles, fields_of(columns, roles, in_log), labels, pattern, out)
+    of_label = {labels.column, labels.known_at} if labels is not None and labels.path is None else set[str | None]()
+    fields = fields_of([column for column in columns if column.name not in of_label], roles)
+    seen = _Seen(sample, columns, roles, fields, labels, pattern, out)
     settings, doubts, costly = _tried(seen)
     left_out = [*seen.fields.left_out, *((name, "too many of its values are refused") for name in costly)]
     text = config_text(
@@ -178,9 +179,9 @@ def _no_type(fields: FieldRoles, columns: Sequence[Column]) -> Doubt:
     """Return the doubt of a log without a type, with the columns that could be one."""
     n_values = {column.name: column.n_values for column in columns}
     text = "no column says what kind of event a row is: every event is of one kind"
-    for kind, names in (("an entity", fields.entity), ("a category", fields.categorical)):
+    for kind, names in (("entity", fields.entity), ("categorical", fields.categorical)):
         could = [name for name in names if 2 <= n_values[name] <= MAX_TYPES][:3]
-        text += f"; {listed(could)} is taken as {kind} but could be the type" if could else ""
+        text += f"; {listed(could)} could be the type (now fields.{kind})" if could else ""
     return Doubt("log.type", text)
 
 

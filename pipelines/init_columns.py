@@ -41,7 +41,7 @@ class TimeReading:
     share: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
     """One column of N sampled rows.
 

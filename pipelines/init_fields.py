@@ -13,7 +13,7 @@ import numpy as np
 
 from fraud.columns import MAX_COLUMNS
 from pipelines.init_columns import Column, word_set
-from pipelines.init_roles import ID_WORDS, Doubt, Roles, names_only, rises
+from pipelines.init_roles import KEY_WORDS, Doubt, Roles, names_only, rises
 
 _LEAK_WORDS = word_set(
     "fraud fraudulent isfraud label labels target class scenario score scores scored risk resolution resolved outcome "
@@ -76,14 +76,14 @@ def is_suspect(column: Column) -> bool:
     return bool(said & _LEAK_WORDS) or "".join(column.words) in _LEAK_WORDS
 
 
-def fields_of(columns: Sequence[Column], roles: Roles, label: str | None) -> FieldRoles:
-    """Return what to declare in [fields] of the columns that have no role yet; label: the label's own column."""
+def fields_of(columns: Sequence[Column], roles: Roles) -> FieldRoles:
+    """Return what to declare in [fields] of the columns that have no role; the label's own are not among them."""
     taken = {column.name for column in roles.columns}
     left_out: list[tuple[str, str]] = []
     doubts: list[Doubt] = []
     open_columns: list[Column] = []
     for column in columns:
-        if column.name in taken or column.name == label:
+        if column.name in taken:
             continue
         why = "may tell the answer" if is_suspect(column) else _says_nothing(column, roles)
         if why:
@@ -155,7 +155,7 @@ def _names_the_user(column: Column, user: Column) -> bool:
 
 
 def _amount(columns: Sequence[Column]) -> Column | None:
-    numbers = [c for c in columns if c.number_N is not None and not set(c.words) & ID_WORDS]
+    numbers = [c for c in columns if c.number_N is not None and not set(c.words) & KEY_WORDS]
     for word in _AMOUNT_WORDS:
         named = [c for c in numbers if word in c.words]
         if named:
@@ -189,7 +189,7 @@ def _kind(column: Column, roles: Roles) -> tuple[str, str]:
 
 def _is_code(column: Column) -> bool:
     """Return True for integers that are names of something, not amounts of it."""
-    return bool(set(column.words) & (_CODE_WORDS | ID_WORDS)) or column.n_values <= 20
+    return bool(set(column.words) & (_CODE_WORDS | KEY_WORDS)) or column.n_values <= 20
 
 
 def _is_shared(column: Column, user: Column) -> bool:

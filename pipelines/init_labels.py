@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 
 from fraud.errors import FraudError
 from fraud.readers import is_log_name
-from pipelines.init_columns import Column, columns_of, word_set, words_of
+from pipelines.init_columns import Column, IntArray, columns_of, word_set, words_of
 from pipelines.init_roles import Doubt, Roles, listed
-from pipelines.init_sample import sample_log
+from pipelines.init_sample import column_names, sample_log
 
 _RANKS = (
     ("fraud fraudulent isfraud", 5),
@@ -29,10 +29,11 @@ _RANKS = (
 )
 _NEVER_LABELS = word_set("scenario score scores risk status flagged type at alert alerted")
 _NOT_LABEL_FILES = word_set("oracle score scores prediction predictions quarantine feature features")
-_KNOWN_WORDS = word_set("known reported confirmed label labelled fraud chargeback at review")
+_KNOWN_WORDS = word_set("known reported confirmed label labelled fraud chargeback review")
 _MAX_FILES = 20
 _DAY_US = 86_400 * 10**6
 _MIN_POSITIVE_USERS = 10
+_MIN_DATED = 10  # labels that say when they were known
 _LATE = 0.9  # of the labels are known after the delay that is proposed
 
 
@@ -54,7 +55,7 @@ def labels_of(columns: Sequence[Column], roles: Roles, files: Sequence[Path]) ->
     """Return where the labels are, None where no column of the log and no table beside it looks like any."""
     found = _ranked(columns)
     if found:
-        return _in_log(found, roles)
+        return _in_log(found, columns, roles)
     for file in _tables_beside(files):
         role = _in_table(file, roles)
         if role is not None:
@@ -75,7 +76,7 @@ def _rank(column: Column) -> float:
     return rank - 0.5 * (not has_both)
 
 
-def _in_log(found: Sequence[Column], roles: Roles) -> LabelRole:
+def _in_log(found: Sequence[Column], columns: Sequence[Column], roles: Roles) -> LabelRole:
     label = found[0]
     assert label.label_N is not None  # it is ranked
     positive_N = label.label_N == 1
@@ -85,7 +86,12 @@ def _in_log(found: Sequence[Column], roles: Roles) -> LabelRole:
         level = "user"
         text = "all events of a user have one label: each user is one example, judged at the last event"
         doubts.append(Doubt("labels.level", text))
-    if roles.clock is not None:
+    known = next((c for c in columns if _says_known(c)), None)
+    delay_days: int | None = None
+    if known is not None and known.time is not None:
+        rows = np.flatnonzero(positive_N & (known.time.time_us_N >= 0))
+        delay_days = _delay_days(known.time.time_us_N[rows], rows, roles) if level == "event" else None
+    elif roles.clock is not None:
         doubts.append(
             Doubt("labels.delay", "how long until a fraud is known? without it labels count as known at once")
         )
@@ -94,15 +100,19 @@ def _in_log(found: Sequence[Column], roles: Roles) -> LabelRole:
         path=None,
         key=(),
         level=level,
-        known_at=None,
-        delay_days=None,
+        known_at=None if known is None else known.name,
+        delay_days=delay_days,
         positive_N=positive_N,
         doubts=tuple(doubts),
     )
 
 
 def _in_table(file: Path, roles: Roles) -> LabelRole | None:
+    own_names = {column.name for column in roles.columns}
     try:
+        names = set(column_names(file)[0])
+        if own_names <= names or not own_names & names:
+            return None  # another log, or a table that shares no key with this one
         columns = columns_of(sample_log([file]))
     except FraudError:
         return None  # a file beside the log that is no table is nobody's business here
@@ -123,7 +133,11 @@ def _in_table(file: Path, roles: Roles) -> LabelRole | None:
     if not pc.any(pc.is_in(own.texts, value_set=theirs.values)).as_py():
         doubts.append(Doubt("labels.path", "no label matches a row that was looked at"))
     known = next((c for c in columns if _says_known(c)), None)
-    delay_days = None if level != "event" or known is None else _delay_days(own, theirs, known, roles)
+    delay_days = None
+    if level == "event" and known is not None and known.time is not None:
+        row_N = pc.index_in(own.texts, value_set=theirs.texts)
+        rows = np.flatnonzero(pc.is_valid(row_N).to_numpy(zero_copy_only=False))
+        delay_days = _delay_days(known.time.time_us_N[row_N.take(pa.array(rows)).to_numpy()], rows, roles)
     if level == "user":
         text = "one label a user, judged at the last event: the log must end before the outcome shows"
         doubts.append(Doubt("labels.level", text))
@@ -175,12 +189,10 @@ def _says_known(column: Column) -> bool:
     return reading is not None and reading.is_epoch and reading.share >= 0.8 and bool(set(column.words) & _KNOWN_WORDS)
 
 
-def _delay_days(own: Column, theirs: Column, known: Column, roles: Roles) -> int | None:
-    """Return after how many days nearly all of the labels in the sample were known, None where too few match."""
-    if roles.clock is None or known.time is None:
+def _delay_days(known_us_R: IntArray, rows: IntArray, roles: Roles) -> int | None:
+    """Return after how many days nearly all of the labels of these rows were known, None for too few of them."""
+    if roles.clock is None:
         return None
-    row_N = pc.index_in(own.texts, value_set=theirs.texts)
-    rows = np.flatnonzero(pc.is_valid(row_N).to_numpy(zero_copy_only=False))
-    late_us = known.time.time_us_N[row_N.take(pa.array(rows)).to_numpy()] - roles.clock.time_us_N[rows]
+    late_us = known_us_R - roles.clock.time_us_N[rows]
     late_us = late_us[late_us >= 0]
-    return None if len(late_us) < 10 else max(1, int(np.ceil(np.quantile(late_us, _LATE) / _DAY_US)))
+    return None if len(late_us) < _MIN_DATED else max(1, int(np.ceil(np.quantile(late_us, _LATE) / _DAY_US)))

@@ -15,8 +15,9 @@ import numpy as np
 from fraud.errors import DataError
 from pipelines.init_columns import Column, IntArray, TimeReading, word_set
 
-# Words that only say "this is a name or a number of something".
-ID_WORDS = word_set("id ids no nr num number key code uuid guid hash ref reference name concept the cd")
+# Words that say "this is the name or the number of something", and words that say nothing at all.
+KEY_WORDS = word_set("id ids no nr num number key uuid guid hash ref reference")
+_ID_WORDS = KEY_WORDS | word_set("code name concept the cd")
 
 _USER_WORDS = {
     word: weight
@@ -36,11 +37,13 @@ _AFTERWARDS = word_set(
     "due banned blocked review reviewed processed settled last label delivered received valid"
 )
 _TYPE_WORDS = word_set("type action activity operation op kind verb eventtype")
+_TYPE_NAMES = (("event",), ("event", "name"), ("concept", "name"))
 _EVENT_WORDS = word_set("event transaction tx trans txn trx record row message log operation entry payment")
 _COMPANION_WORDS = word_set("lifecycle transition")
 _ORDER_WORDS = word_set("pos position seq sequence order idx index step offset rank")
 
 MAX_TYPES = 1000
+_FEW_USERS = 20
 _MAX_NULL = 0.05  # of a column that must have a value: more, and the log would lose too much
 
 
@@ -111,7 +114,7 @@ def roles_of(columns: Sequence[Column], is_suspect: frozenset[str], source: str)
 
 def names_only(column: Column, words: Iterable[str]) -> bool:
     """Return True where the name says one of the words and nothing else but "id", "number" and the like."""
-    said = [word for word in column.words if word not in ID_WORDS and not word.isdigit()]
+    said = [word for word in column.words if word not in _ID_WORDS and not word.isdigit()]
     return bool(said) and set(said) <= set(words)
 
 
@@ -171,8 +174,9 @@ def _user(columns: Sequence[Column], doubts: list[Doubt], every: Sequence[Column
     named = sorted((c for c in readable if _user_rank(c) > 0), key=_user_rank, reverse=True)
     if named:
         user = named[0]
-        if len(named) > 1:
-            doubts.append(Doubt("log.user", f"could also be {listed([c.name for c in named[1:]])}"))
+        rivals = [column.name for column in named[1:] if column.n_values > _FEW_USERS]
+        if rivals:
+            doubts.append(Doubt("log.user", f"could also be {listed(rivals)}"))
         if user.n_values == 1:
             doubts.append(Doubt("log.user", "there is one user in the rows looked at"))
         elif user.per_value < 1.2:
@@ -191,7 +195,7 @@ def _user(columns: Sequence[Column], doubts: list[Doubt], every: Sequence[Column
     ]
     if not repeating:
         raise DataError(_no_user(every, source))
-    user = max(repeating, key=lambda c: (bool(set(c.words) & ID_WORDS), c.n_values))
+    user = max(repeating, key=lambda c: (bool(set(c.words) & KEY_WORDS), c.n_values))
     doubts.append(Doubt("log.user", "no name says so; of the columns whose values repeat it has the most values"))
     return user
 
@@ -202,7 +206,7 @@ def _user_rank(column: Column) -> float:
     weight = max(_USER_WORDS.get(word, 0) for word in column.words)
     # A person's surname is no key; and a value of its own on every row is no user where another column repeats.
     has_repeats = column.per_value >= 1.2 or len(column.code_N) < 100
-    return weight + 0.5 * bool(set(column.words) & ID_WORDS) - (0 if has_repeats else 4.5)
+    return weight + 0.5 * bool(set(column.words) & KEY_WORDS) - (0 if has_repeats else 4.5)
 
 
 def _position(columns: Sequence[Column], user: Column, doubts: list[Doubt]) -> Column | None:
@@ -219,7 +223,7 @@ def _position(columns: Sequence[Column], user: Column, doubts: list[Doubt]) -> C
 def _event_id(columns: Sequence[Column], user: Column, doubts: list[Doubt]) -> Column | None:
     for column in columns:
         said = set(column.words)
-        is_named = names_only(column, _EVENT_WORDS) and said & ID_WORDS
+        is_named = names_only(column, _EVENT_WORDS) and said & KEY_WORDS
         is_named = is_named or (said <= {"id", "uuid", "guid", "rowid"} or said & {"eventid", "transactionid", "txid"})
         if not is_named or not column.is_id or column.n_null:
             continue
@@ -234,9 +238,7 @@ def _event_id(columns: Sequence[Column], user: Column, doubts: list[Doubt]) -> C
 def _types(columns: Sequence[Column], doubts: list[Doubt]) -> tuple[Column, ...]:
     few = [c for c in columns if c.is_id and c.n_values <= min(MAX_TYPES, max(len(c.code_N) // 2, 20))]
     # Without a null: a row without a type would be quarantined.
-    named = [
-        c for c in few if c.share_null <= _MAX_NULL and (_says_type(c) or c.words in (("event",), ("event", "name")))
-    ]
+    named = [c for c in few if c.share_null <= _MAX_NULL and (_says_type(c) or c.words in _TYPE_NAMES)]
     if not named:
         return ()
     first = max(named, key=lambda c: (c.number_N is None, c.n_values))

@@ -94,8 +94,8 @@ def session_gap(roles: Roles) -> tuple[str, str]:
 
 
 def _is_outgoing(name: str) -> bool:
-    said = set(words_of(name))
-    return bool(said & _OUTGOING) and not said & _INCOMING
+    words = words_of(name)
+    return bool({*words, "".join(words)} & _OUTGOING) and not set(words) & _INCOMING
 
 
 def _is_telling(name: str) -> bool:

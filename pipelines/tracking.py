@@ -62,7 +62,7 @@ def _log(record: RunRecord, bundle: Path, config: Config, uri: str) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(config.tracking.experiment)
@@ -71,7 +71,10 @@ def _log(record: RunRecord, bundle: Path, config: Config, uri: str) -> str:
     else:
         experiment_id = experiment.experiment_id
     now_ms = int(time.time() * 1000)
-    run = client.create_run(experiment_id, run_name=record.name)
+    # The run is told when it is over; its start is set back, so that its duration is that of the fit.
+    started_ms = now_ms - int(record.fit_s * 1000)
+    tags = {"mlflow.source.name": "fraud", **record.tags}
+    run = client.create_run(experiment_id, start_time=started_ms, tags=tags, run_name=record.name)
     run_id = run.info.run_id
     metrics = [
         Metric(name, value, now_ms, step)
@@ -80,7 +83,7 @@ def _log(record: RunRecord, bundle: Path, config: Config, uri: str) -> str:
     ]
     metrics += [Metric(name, value, now_ms, 0) for name, value in {**record.metrics, "fit_s": record.fit_s}.items()]
     parameters = [Param(name, value[:_MAX_PARAMETER]) for name, value in record.parameters.items()]
-    client.log_batch(run_id, metrics, parameters, [RunTag(name, value) for name, value in record.tags.items()])
+    client.log_batch(run_id, metrics, parameters)
     client.log_artifacts(run_id, str(bundle), "bundle")
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "config.toml"

@@ -145,7 +145,7 @@ def show_figures(figures: Mapping[str, Mapping[str, Any]], screen: Screen) -> No
         ]
         for name, one in figures.items()
     ]
-    header = ["scorer", "AP", "AUC", "recall at budget", "precision", "ECE", "score / base rate", "fit"]
+    header = ["scorer", "AP", "AUC", "recall at budget", "precision", "ECE", "score/base", "fit"]
     first = next(iter(figures.values()))
     title = f"Test period: {first['n_positive']:,} frauds among {first['n_test']:,} examples (95 % intervals by user)"
     screen.table(title, header, rows)

@@ -97,11 +97,15 @@ def test_fractions_cut_the_events_in_order_of_time(tmp_path: Path) -> None:
     assert (cuts.train_until_us, cuts.valid_until_us, cuts.as_of_us) == (50, 75, 75)
 
 
-@pytest.mark.parametrize(("level", "expected"), [("event", [1, 1, 1, 1]), ("session", [0, 1, 0, 1]), ("user", [0, 0, 0, 1])])
+@pytest.mark.parametrize(
+    ("level", "expected"), [("event", [1, 1, 1, 1]), ("session", [0, 1, 0, 1]), ("user", [0, 0, 0, 1])]
+)
 def test_one_example_per_label_the_last_event_of_its_session_or_user(
     tmp_path: Path, level: str, expected: list[int]
 ) -> None:
-    config = _config(tmp_path, f'[labels]\ncolumn = "fraud"\nlevel = "{level}"\n[split]\nby = "column"\ncolumn = "part"\n')
+    config = _config(
+        tmp_path, f'[labels]\ncolumn = "fraud"\nlevel = "{level}"\n[split]\nby = "column"\ncolumn = "part"\n'
+    )
     minute = 1 / 1440
     table = _table([0, minute, 1, 1 + minute], fraud=[0, 0, 1, 1], part=["test"] * 4)
     assert _supervised(from_table(table, config), config).tests_N.astype(int).tolist() == expected

@@ -51,7 +51,7 @@ def _pairs(n_users: int) -> pa.Table:
             "ts": pa.array(start_us + np.tile(np.arange(16) * 10**7, n_users)).cast(pa.timestamp("us", tz="UTC")),
             "type": types[codes_UT.ravel()],
             "fraud": np.repeat(label_U, 16),
-            # The two of a pair share their bag, so they stay together: else a bag that learnt one by heart is below chance.
+            # The two of a pair share their bag, so they stay together: else a bag learnt by heart is below chance.
             "part": np.repeat(np.array(["train", "train", "train", "valid", "test"])[np.arange(n_users) // 2 % 5], 16),
         }
     )

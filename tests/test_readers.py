@@ -100,7 +100,7 @@ def test_the_order_of_files_does_not_matter(tmp_path: Path, rows: list[Row], cut
     assert rows_of(read(files).events) == rows_of(read(files[::-1]).events)
 
 
-cells = st.text(st.sampled_from('a",\n\r é\t0'), max_size=4) | st.sampled_from(["", '"', '""', "\r\n", "\n"])
+cells = st.text(st.sampled_from('a",\n\r é\t0\ufeff'), max_size=4) | st.sampled_from(["", '"', '""', "\r\n", "\n"])
 
 
 def pieces(content: bytes, sizes: list[int]) -> Iterator[bytes]:
@@ -138,15 +138,30 @@ def test_a_csv_is_rfc_4180_however_it_is_cut_into_blocks(
 
 
 bad_rows = st.sampled_from(
-    ["x", "1,2", "1,2,3,4", 'a"b,2,3', '"a"b,2,3', "a\0,2,3", "a\rb,2,3", "\ud800,2,3", '"a\nb",2', '"a\nb",2,"c\nd",4']
+    [
+        "x",
+        "1,2",
+        "1,2,3\r4,5,6",
+        "1,2,3,4",
+        'a"b,2,3',
+        '"a"b,2,3',
+        "a\0,2,3",
+        "a\rb,2,3",
+        "\ud800,2,3",
+        '"a\nb",2',
+        '"a\nb",2,"c\nd",4',
+    ]
 )
 good_rows = st.sampled_from(["1,2,3", '"a\nb",2,"c\n\nd"', '"x""y",,', "é,,😀", ",,", '"",2,"a,b"'])
 
 
-@given(st.lists(st.tuples(st.booleans(), good_rows, bad_rows)), st.lists(st.integers(1, 20)))
-def test_a_malformed_row_costs_only_itself(rows: list[tuple[bool, str, str]], sizes: list[int]) -> None:
+line_ends = st.sampled_from(["\n", "\n\n", "\r\n\n", "\r\n"])
+
+
+@given(st.lists(st.tuples(st.booleans(), good_rows, bad_rows)), line_ends, st.lists(st.integers(1, 20)))
+def test_a_malformed_row_costs_only_itself(rows: list[tuple[bool, str, str]], line_end: str, sizes: list[int]) -> None:
     lines = [good if is_good else bad for is_good, good, bad in rows]
-    content = "\n".join(["a,b,c", *lines]).encode("utf-8", "surrogatepass")
+    content = line_end.join(["a,b,c", *lines]).encode("utf-8", "surrogatepass")
     got, quarantine = cells_read(pieces(content, sizes))
     expected = [next(csv.reader(io.StringIO(good, newline=""))) for is_good, good, _ in rows if is_good]
     assert got == [(row[0], row[2]) for row in expected]
@@ -176,6 +191,17 @@ def test_damage_to_a_csv_is_refused_or_costs_rows_but_never_loses_one(
         assert n_good >= len(whole)
 
 
+def test_a_byte_order_mark_after_the_header_is_text() -> None:
+    for third in (b"3", b'"3"'):
+        assert cells_read(iter([b"a,b,c\n\xef\xbb\xbf1,2," + third]))[0] == [("\ufeff1", "3")]
+
+
+def test_a_stray_quote_does_not_swallow_the_next_rows() -> None:
+    got, quarantine = cells_read(iter([b'a,b,c\n1,2,3\n"x,2,3\n4,5,6\n7,8,9\ny"z,2,3\n']))
+    assert got == [("1", "3"), ("4", "6"), ("7", "9")]
+    assert quarantine.table()["row"].to_pylist() == [1, 4]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -184,6 +210,7 @@ def test_damage_to_a_csv_is_refused_or_costs_rows_but_never_loses_one(
         ('"a"b,2,3', "malformed_quote"),
         ("a\0,2,3", "nul_byte"),
         ("a\rb,2,3", "lone_cr"),
+        ("a,2,3\rb,2,3", "lone_cr"),
         ("\udcff,2,3", "invalid_utf8"),
         ("x" * 1_000_001 + ",2,3", "row_too_long"),
         ("x" * 3_000_000 + ",2,3", "row_too_long"),
@@ -331,11 +358,11 @@ def test_damage_to_json_lines_reads_as_line_by_line(noise: bytes, at: int, n_rep
     assert quarantine.n_rows_read == n_lines == len(expected) + len(quarantine)
 
 
-def test_two_lines_that_only_together_are_json_are_two_bad_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lines", ['{"a": [{}\n{}]}\n{}, {}', '{"a": [{}\n{}]}, {}', '{"a": {}\n,"b": {}}'])
+def test_lines_that_only_together_are_json_are_bad_lines_each(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "log.jsonl"
-    # As one array these four lines would be four objects too.
-    path.write_text('{"a": [{}\n{}]}\n{}, {}\n' + json.dumps(event(0)) + "\n")
-    assert read(path).refused == [(0, "", "not_json"), (1, "", "not_json"), (2, "", "not_json")]
+    path.write_text(lines)
+    assert read(path).refused == [(i, "", "not_json") for i in range(lines.count("\n") + 1)]
 
 
 @pytest.mark.parametrize(

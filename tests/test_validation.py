@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fraud.cells import CsvCells, JsonCells, as_floats, as_integers, as_labels, as_times
@@ -55,20 +55,41 @@ def slow_time_us(text: str, zone: str | None) -> int | None:
     return time_us if 0 <= time_us <= MAX_TIME_US else None
 
 
+RIGHT_PARTS = [
+    ["1969", "1970", "2000", "2024", "2026", "2100", "2199", "2200"],
+    ["01", "02", "11", "12"],
+    ["01", "28", "29", "30", "31"],
+    ["00", "02", "23"],
+    ["00", "59"],
+    ["00", "59"],
+    ["", ".5", ".999999", ".9999999", ".123456789"],
+    ["", "Z", "z", "+00:00", "-00:00", "+01:30", "-23:59", "+14:00"],
+]
+WRONG_PARTS = [
+    ["0000", "0001", "1900", "2201", "9999", "20O6", "202:"],
+    ["00", "13", "1"],
+    ["00", "32", "0:", "1"],
+    ["24", "1:", "99"],
+    ["60", "5:", "6"],
+    ["60", "61", "5/"],
+    [".", ".1234567890", ",5", ".12 ", ".:0"],
+    ["+24:00", "+01:60", "+0100", "+01", "Q", "+01-00", "+1:000", " Z"],
+]
+
+
 @st.composite
 def time_texts(draw: st.DrawFn) -> str:
-    """Times that are right or nearly so: parts just outside their range, other marks, a character lost or changed."""
-    year = draw(st.sampled_from([0, 1, 1900, 1969, 1970, 1971, 2000, 2024, 2026, 2100, 2199, 2200, 2201, 9999]))
-    month, day = draw(st.integers(0, 13)), draw(st.sampled_from([0, 1, 5, 28, 29, 30, 31, 32]))
-    clock = [draw(st.sampled_from(values)) for values in ([0, 2, 12, 23, 24], [0, 30, 59, 60], [0, 59, 60, 61])]
-    fraction = draw(st.one_of(st.just(""), st.from_regex(r"\.[0-9]{0,10}", fullmatch=True)))
-    zone = draw(st.sampled_from(["", "Z", "z", "+00:00", "-00:00", "+01:30", "-23:59", "+24:00", "+0100", "+01", "Q"]))
-    mark = draw(st.sampled_from(["T", "t", " ", "_", ""]))
-    text = f"{year:04}-{month:02}-{day:02}{mark}{clock[0]:02}:{clock[1]:02}:{clock[2]:02}{fraction}{zone}"
+    """Times that are right, or wrong in one part or one character."""
+    parts = [draw(st.sampled_from(choices)) for choices in RIGHT_PARTS]
+    wrong = draw(st.integers(0, 2 * len(parts)))
+    if wrong < len(parts):
+        parts[wrong] = draw(st.sampled_from(WRONG_PARTS[wrong]))
+    mark = draw(st.sampled_from("TTTt _"))
+    text = "{0}-{1}-{2}{mark}{3}:{4}:{5}{6}{7}".format(*parts, mark=mark)
     at = draw(st.integers(0, 3 * len(text)))
-    if at < len(text):
-        text = text[:at] + draw(st.sampled_from(["", "0", "-", ":", "é", " ", "1"])) + text[at + 1 :]
-    return text
+    return (
+        text if at >= len(text) else text[:at] + draw(st.sampled_from(["", "0", "-", ":", "é", " "])) + text[at + 1 :]
+    )
 
 
 @st.composite
@@ -81,12 +102,21 @@ def good_times(draw: st.DrawFn) -> str:
 
 
 @given(st.lists(time_texts() | good_times() | st.text(max_size=30), min_size=1, max_size=30), st.sampled_from(ZONES))
-@settings(max_examples=150)
+@settings(max_examples=250)
 def test_times_in_text_mean_what_a_slow_reader_says(texts: list[str], zone: str) -> None:
     for read_in in (None, zone):
         times = times_of_text(pa.array(texts), read_in)
         fast = [t if f == 0 else None for t, f in zip(times.time_us_N.tolist(), times.faults_N.tolist(), strict=True)]
         assert fast == [slow_time_us(text, read_in) for text in texts]
+
+
+@pytest.mark.parametrize("place", range(len(WRONG_PARTS)))
+def test_one_wrong_part_of_a_time_is_enough(place: int) -> None:
+    for wrong in WRONG_PARTS[place]:
+        parts = ["2026", "11", "20", "10", "30", "15", ".5", "+01:00"]
+        parts[place] = wrong
+        text = "{0}-{1}-{2}T{3}:{4}:{5}{6}{7}".format(*parts)
+        assert times_of_text(pa.array([text]), "UTC").faults_N[0] != 0, text
 
 
 @given(st.lists(st.integers(-(10**9), 8 * 10**9) | st.none(), min_size=1, max_size=20), st.sampled_from(ZONES))
@@ -113,6 +143,21 @@ def test_timestamps_without_a_zone_mean_what_their_text_means(seconds: list[int 
 )
 def test_a_refused_time_says_why(text: str, zone: str | None, reason: Fault) -> None:
     assert times_of_text(pa.array([text]), zone).faults_N.tolist() == [reason]
+
+
+@pytest.mark.parametrize(("unit", "per_us"), [("s", 1e-6), ("ms", 1e-3), ("us", 1), ("ns", 1000)])
+def test_a_timestamp_of_any_unit_is_in_range_or_refused(unit: str, per_us: float) -> None:
+    last = int((MAX_TIME_US + 1) * per_us) - 1
+    values = pa.array([0, last, -1, last + 1, 2**63 - 1, -(2**63), None], pa.timestamp(unit, "UTC"))
+    times = times_of_timestamps(values, None)
+    assert times.faults_N.tolist() == [0, 0, *[Fault.TIME_OUT_OF_RANGE] * 4, 0]
+    assert times.time_us_N[:2].tolist() == [0, last * 10**6 // int(10**6 * per_us)]
+
+
+def test_a_time_that_is_no_finite_number_says_so() -> None:
+    faults_N = as_times(JsonCells([float("nan"), float("inf")]), unit="s", zone=None).faults_N
+    assert faults_N is not None
+    assert faults_N.tolist() == [Fault.NOT_FINITE] * 2
 
 
 def test_a_local_time_that_came_twice_is_the_earlier_one() -> None:
@@ -171,7 +216,14 @@ def test_numbers_of_a_csv_are_plain_decimals(cells: list[str]) -> None:
     assert as_floats(CsvCells(pa.array(cells))).values.to_pylist() == expected
 
 
-@given(st.lists(st.integers(-(2**70), 2**70).map(str) | st.sampled_from(["1.0", "+1", "007", "", "-0"]), min_size=1))
+LARGE = st.sampled_from([2**63 - 1, 2**63, 2**64, 1 - 2**63, -(2**63) - 1]).map(str)
+
+
+@given(
+    st.lists(
+        st.integers(-(2**70), 2**70).map(str) | LARGE | st.sampled_from(["1.0", "+1", "007", "", "-0"]), min_size=1
+    )
+)
 def test_integers_of_a_csv_fit_in_64_bits(cells: list[str]) -> None:
     expected = [int(c) if re.fullmatch("-?[0-9]+", c) and abs(int(c)) < 2**63 else None for c in cells]
     assert as_integers(CsvCells(pa.array(cells))).values.to_pylist() == expected
@@ -204,7 +256,14 @@ def canonical(table: pa.Table, log: str = "", fields: str = "") -> tuple[pa.Tabl
     return canonical_table(table, config, quarantine, source="table", first_row=0), quarantine
 
 
-@given(st.lists(st.text(max_size=4) | st.sampled_from(["x" * 256, "x" * 257, "é" * 256, "é" * 257]), min_size=1))
+ascii_ids = st.text("ab \x7f", max_size=3) | st.sampled_from(["x" * 256, "x" * 257])
+any_ids = st.text(max_size=4) | st.sampled_from(["é" * 256, "é" * 257])
+
+
+@given(st.lists(ascii_ids, min_size=1) | st.lists(any_ids, min_size=1))
+@example(["  ", "a"])
+@example(["a\x7f"])
+@example(["x" * 257, " a"])
 def test_an_id_has_1_to_256_characters_none_of_them_control_and_not_all_blank(ids: list[str]) -> None:
     def is_good(text: str) -> bool:
         has_control = any(unicodedata.category(c) == "Cc" for c in text)

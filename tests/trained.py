@@ -10,14 +10,19 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
 from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config, config_to_toml, load_config
+from fraud.learning import train
+from fraud.logs import read_log
+from pipelines.cli import app
 from pipelines.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +33,8 @@ _OVERRIDES = (
     "model.layers=1",
     "model.width=16",
     "model.trees=40",
-    "training.epochs=2",
-    "training.batch_events=2048",
+    "training.epochs=8",
+    "training.batch_events=512",
     "training.learning_rate=0.01",
 )
 _TRACKERS = {"lstm": "sqlite:///mlflow.db", "boosting": "http://127.0.0.1:9"}  # nothing listens on port 9
@@ -66,6 +71,11 @@ class Trained:
         """Return the loaded bundle of a model."""
         return load_bundle(self.folder / model)
 
+    @property
+    def plain(self) -> Path:
+        """Return the bundle of an lstm that reads no entity: user_id, ts, type, event_id, amount, channel."""
+        return self.folder / "plain"
+
     def document(self, model: str) -> dict[str, Any]:
         """Return what `fraud train --json` printed."""
         return json.loads((self.folder / f"{model}.out").read_text(encoding="utf-8"))
@@ -85,6 +95,27 @@ def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             _make(folder)
             (folder / "whole").touch()
     return Trained(folder)
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Return the one JSON document on stdout."""
+        return json.loads(self.stdout)
+
+
+def call_fraud(*arguments: str | Path) -> Ended:
+    """Return how a command ended in this process; an exception that the command line does not catch is raised here."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Ended(done.exit_code, done.stdout, done.stderr)
 
 
 def run_fraud(
@@ -109,3 +140,6 @@ def _make(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         (folder / f"{model}.out").write_text(done.stdout, encoding="utf-8")
         (folder / f"{model}.err").write_text(done.stderr, encoding="utf-8")
+    plain = load_config(trained.config_file, ("fields.entity=[]", "sessions.max_events=64", "training.epochs=1"))
+    with closing(read_log(plain)) as log:
+        train(log, plain, trained.plain)

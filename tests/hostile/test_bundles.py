@@ -289,7 +289,10 @@ _DAMAGES: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "vocab_swap": (_with_swapped_ids, r"vocabulary\.json: not the file that the golden scores came from"),
     "extra_key": (_with_weights(_add_one), r"weights\.safetensors: shapes .*'extra'"),
     "pickle_canary": (_with_pickle, r"window\.onnx: not a model"),
-    "st_hdr_len": (_with_weight_bytes(lambda content: struct.pack("<Q", 2**63) + content[8:]), r"weights\.safetensors: cannot be read"),
+    "st_hdr_len": (
+        _with_weight_bytes(lambda content: struct.pack("<Q", 2**63) + content[8:]),
+        r"weights\.safetensors: cannot be read",
+    ),
     "st_hdr_deep": (
         _with_weight_bytes(lambda _: struct.pack("<Q", len(_DEEP)) + _DEEP),
         r"weights\.safetensors: cannot be read",
@@ -391,7 +394,9 @@ def test_swapped_types_move_the_golden_scores(trained: Trained, model: str, plac
     values = tree["fields"][0]["values"]
     values[place], values[place + 1] = values[place + 1], values[place]
     changes = {"vocabulary.json": json.dumps(tree).encode()}
-    _refused(tampered(trained.folder / model, tmp_path, changes, mends_golden=True), "golden.json: of the golden events")
+    _refused(
+        tampered(trained.folder / model, tmp_path, changes, mends_golden=True), "golden.json: of the golden events"
+    )
 
 
 _CONSTANTS = (
