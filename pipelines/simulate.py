@@ -1,6 +1,6 @@
 """`fraud simulate`: a bank's log with planted fraud, what the bank knows of it, a config, and the best possible scores.
 
-The bank itself is `bank`, its stories `bank_stories`, its ceiling `bank_oracle`; here their arrays become four files.
+The bank itself is `bank.log`, its ceiling `bank.oracle`; here their arrays become four files.
 """
 
 import math
@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fraud.errors import ConfigError
-from pipelines.bank import CHANNELS, BankLog, simulate_bank
-from pipelines.bank_chain import IS_DECISION_V, Chain, Floats, Ints, bank_chain
-from pipelines.bank_labels import Reports, observed_reports
-from pipelines.bank_oracle import fraud_probability
-from pipelines.bank_routines import EVENT_TYPES, KINDS, STORIES
+from pipelines.bank.chain import IS_DECISION_V, Chain, Floats, Ints, bank_chain
+from pipelines.bank.labels import Reports, observed_reports
+from pipelines.bank.log import CHANNELS, BankLog, simulate_bank
+from pipelines.bank.oracle import fraud_probability
+from pipelines.bank.routines import EVENT_TYPES, KINDS, STORIES
 from pipelines.files import written_whole
 
 FILES = ("events.parquet", "labels.parquet", "oracle.parquet", "config.toml")

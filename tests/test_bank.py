@@ -11,11 +11,11 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score
 
-from pipelines.bank import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, BankLog, simulate_bank
-from pipelines.bank_chain import IS_DECISION_V, Chain, bank_chain
-from pipelines.bank_clock import clock_reading, clock_speed, time_of_reading
-from pipelines.bank_oracle import fraud_probability
-from pipelines.bank_routines import AMOUNT_TYPES, EVENT_TYPES, KINDS, STORIES
+from pipelines.bank.log import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, BankLog, simulate_bank
+from pipelines.bank.chain import IS_DECISION_V, Chain, bank_chain
+from pipelines.bank.clock import clock_reading, clock_speed, time_of_reading
+from pipelines.bank.oracle import fraud_probability
+from pipelines.bank.routines import AMOUNT_TYPES, EVENT_TYPES, KINDS, STORIES
 
 DAY_US = 86_400_000_000
 N_TYPES = len(EVENT_TYPES)

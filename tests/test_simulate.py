@@ -16,7 +16,7 @@ import pytest
 
 from fraud.config import load_config
 from fraud.errors import ConfigError
-from pipelines.bank_routines import AMOUNT_TYPES, DECISION_TYPES, EVENT_TYPES, PAYEE_TYPES, STORIES
+from pipelines.bank.routines import AMOUNT_TYPES, DECISION_TYPES, EVENT_TYPES, PAYEE_TYPES, STORIES
 from pipelines.simulate import FILES, simulate
 
 DAY_US = 86_400_000_000

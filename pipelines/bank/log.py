@@ -1,8 +1,8 @@
-"""The simulated bank: customers with habits, and their behaviour log drawn from the chain of `bank_chain`.
+"""The simulated bank: customers with habits, and their behaviour log drawn from the chain of `chain`.
 
 A customer is one hidden Markov chain from the first event to the last; all customers take their n-th step together.
 Sessions of a customer never overlap: the next one opens when the last is over, idle for MIN_IDLE_S and then for an
-exponential time on the bank's own clock (`bank_clock`), fast by day and slow by night. What the bank sees beside type
+exponential time on the bank's own clock (`clock`), fast by day and slow by night. What the bank sees beside type
 and time depends on the hidden state only through the amount of what is not cash and through "own or new payee"; channel
 and device follow from habits and from what is already visible. A new payee is nobody else's, so nothing that tells
 crosses from one customer to another. NumPy only, no files.
@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from pipelines.bank_chain import IS_DECISION_V, Bools, Chain, Floats, Ints
-from pipelines.bank_clock import clock_reading, time_of_reading
-from pipelines.bank_routines import EVENT_TYPES
+from pipelines.bank.chain import IS_DECISION_V, Bools, Chain, Floats, Ints
+from pipelines.bank.clock import clock_reading, time_of_reading
+from pipelines.bank.routines import EVENT_TYPES
 
 ORIGIN_US = int(datetime(2025, 1, 6, tzinfo=UTC).timestamp()) * 1_000_000  # a Monday
 DAY_S = 86_400.0

@@ -1,4 +1,4 @@
-"""The routines of `bank_stories` as one hidden Markov model in arrays: what the simulator draws from, the oracle reads.
+"""The routines of `stories` as one hidden Markov model in arrays: what the simulator draws from, the oracle reads.
 
 It knows routines and rates, and nothing of users, clocks or files.
 Axes: K hidden states, V event types, H hold laws, P = 2 (mean, standard deviation).
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.bank_routines import DECISION_TYPES, EVENT_TYPES, HOLDS, KINDS, STORIES, Routine, State
-from pipelines.bank_stories import ATYPICAL, NORMAL, PLANTED
+from pipelines.bank.routines import DECISION_TYPES, EVENT_TYPES, HOLDS, KINDS, STORIES, Routine, State
+from pipelines.bank.stories import ATYPICAL, NORMAL, PLANTED
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -3,7 +3,7 @@
 A session draws one routine (below, with its weight); the routine's chain then emits one event per state until it ends.
 A state has a law of the event type, a law of the time until the NEXT event ("hold"), a shift of the log amount and a
 probability that a transfer goes to a new payee. Nothing else depends on the state, so a forward recursion over these
-tables (`bank_oracle`) is the exact posterior.
+tables (`oracle`) is the exact posterior.
 
 `~` is any number of harmless events (view_offers, view_statement, ...), `==>` the pace that makes the fraud harmless.
 After the last event of each line come a few fillers or a logout.
@@ -33,7 +33,7 @@ This file knows nothing of users, clocks or files.
 from dataclasses import replace
 from types import MappingProxyType
 
-from pipelines.bank_routines import STORIES, Beat, Routine, State, story_routine
+from pipelines.bank.routines import STORIES, Beat, Routine, State, story_routine
 
 SAME_PER_FRAUD = 0.12  # honest sessions drawn from the very law of the fraud: caps the precision near .89
 ATYPICAL_PER_FRAUD = 0.08  # fraud without a story: caps the recall near .93

@@ -1,6 +1,6 @@
 """The best possible score: the probability that a decision event is fraud, given the user's past, under the true law.
 
-A user's log is one hidden Markov chain (`bank_chain`), so the forward recursion (Rabiner 1989, A Tutorial on Hidden
+A user's log is one hidden Markov chain (`chain`), so the forward recursion (Rabiner 1989, A Tutorial on Hidden
 Markov Models, eq. 19-20, scaled as in V.A) is the exact posterior of the hidden state given everything up to and
 including the event. Where a session begins is NOT told: "the session goes on" and "it ended, another one opened" are
 summed over. It does know the lasting habits of the customer (rate of sessions, amount level and spread, own payees),
@@ -12,9 +12,9 @@ Axes: N events sorted by user and time, A users that have a t-th event, K hidden
 
 import numpy as np
 
-from pipelines.bank import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, TRANSFER_OUT, WITHDRAW, BankLog
-from pipelines.bank_chain import IS_DECISION_V, Bools, Chain, Floats, Ints
-from pipelines.bank_clock import clock_reading, clock_speed
+from pipelines.bank.chain import IS_DECISION_V, Bools, Chain, Floats, Ints
+from pipelines.bank.clock import clock_reading, clock_speed
+from pipelines.bank.log import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, TRANSFER_OUT, WITHDRAW, BankLog
 
 
 def fraud_probability(chain: Chain, log: BankLog) -> Floats:

@@ -1,6 +1,6 @@
 """What a session of the simulated bank is made of: event types, paces, states; and how beats make a story.
 
-It knows no particular story (`bank_stories`), no users, no clock and no files.
+It knows no particular story (`stories`), no users, no clock and no files.
 """
 
 from collections.abc import Mapping

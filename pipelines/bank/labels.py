@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.bank import BankLog
-from pipelines.bank_chain import IS_DECISION_V, Floats, Ints
-from pipelines.bank_routines import STORIES
+from pipelines.bank.chain import IS_DECISION_V, Floats, Ints
+from pipelines.bank.log import BankLog
+from pipelines.bank.routines import STORIES
 
 P_MISSED = 0.08  # of the frauds nobody ever reports
 FALSE_PER_FRAUD = 0.03  # honest decision events reported as fraud, per fraud
