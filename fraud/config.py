@@ -143,13 +143,13 @@ class TrainingConfig:
     """[training]: how a scorer is fitted. negative_rate: the share of negatives kept (corrected in the logit)."""
 
     __pydantic_config__ = _STRICT
-    epochs: Count = 12
-    patience: Count = 3
+    epochs: Count = 8
+    patience: Count = 4
     batch_events: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
     learning_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1e-4
     dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
-    token_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.02
+    token_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     negative_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     held_out: Share = 0.1
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

@@ -18,8 +18,8 @@ from fraud.events import BoolArray, FloatArray, IntArray
 
 FeatureArray = npt.NDArray[np.float32]
 
-# The trial on fresh users of a planted order and amount signal: AP did not differ by more than its interval for rates
-# of .05 to .1, leaves of 20 to 100 events or an L2 of 0 to 10; the smaller rate needs the more trees.
+# On the simulator's log of 8,000 users these reach 92 % of the oracle's AP, scikit-learn's own 87 %; half or twice the
+# events in a leaf, half the rate, 8 or 15 leaves and ten times the L2 lay between 89 and 92 (one seed each).
 _LEARNING_RATE = 0.06
 _MIN_EVENTS_IN_LEAF = 40
 _L2 = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,12 @@ class EventEmbedding(nn.Module):
 
     def __init__(self, fields: tuple[FieldShape, ...], width: int) -> None:
         super().__init__()
-        sizes_F = torch.tensor([field.size for field in fields], dtype=torch.int64)
+        *starts, n_rows = accumulate((field.size for field in fields), initial=0)
         # Not stored with the weights: it follows from the sizes, which the vocabulary holds.
-        self.register_buffer("offsets_F", torch.cumsum(sizes_F, 0) - sizes_F, persistent=False)
-        table_VD = torch.randn(int(sizes_F.sum()), width)
+        self.register_buffer("offsets_F", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        table_VD = torch.randn(n_rows, width)
         table_VD[self.offsets_F] = 0.0
-        for field, start in zip(fields, self.offsets_F.tolist(), strict=True):
+        for field, start in zip(fields, starts, strict=True):
             if field.is_ordered:
                 table_VD[start + FIRST_ID : start + field.size] = _smooth_rows(field.size - FIRST_ID, width)
         self.table = nn.Parameter(table_VD)
