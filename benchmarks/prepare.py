@@ -29,7 +29,9 @@ import pyarrow.parquet as pq
 from fraud.config import Config, parse_config
 from fraud.contexts import sequences
 from fraud.enrich import empty_carry, enrich
+from fraud.events import Events
 from fraud.logs import read_log
+from fraud.parallel import in_order
 from fraud.scoring import enrich_spec, user_chunks
 from fraud.tokens import Vocabulary, count_fields, encode, fit_vocabulary, vocabulary_from_json
 
@@ -107,11 +109,15 @@ def ours(folder: Path, vocabulary: Vocabulary) -> None:
     config = _config(folder)
     log = read_log(config)
     with (folder / "ours.tokens").open("wb") as tokens_file, (folder / "ours.starts").open("wb") as starts_file:
+
+        def encoded(events: Events) -> tuple[np.ndarray, np.ndarray]:
+            enriched, _ = enrich(events, empty_carry(events.n_users, enrich_spec(config)), enrich_spec(config))
+            return encode(enriched, {}, vocabulary), sequences(enriched, "user").starts_S1[1:]
+
         for load in log.partitions:
-            for events in user_chunks(load().events):
-                enriched, _ = enrich(events, empty_carry(events.n_users, enrich_spec(config)), enrich_spec(config))
-                encode(enriched, {}, vocabulary).tofile(tokens_file)
-                sequences(enriched, "user").starts_S1[1:].tofile(starts_file)
+            for tokens_NF, starts_S in in_order(encoded, user_chunks(load().events)):
+                tokens_NF.tofile(tokens_file)
+                starts_S.tofile(starts_file)
 
 
 def copy(folder: Path, vocabulary: Vocabulary) -> None:

@@ -97,8 +97,7 @@ def csv_rows(
         _refuse(bad, n_before, quarantine, source)
         rows_N = np.delete(np.arange(n_before, n_before + n_rows), [row.place for row in bad])
         n_before += n_rows
-        if len(rows_N) != len(table):
-            raise AssertionError(f"{source}: {len(table)} rows parsed where {len(rows_N)} were counted")
+        assert len(rows_N) == len(table), f"{source}: {len(table)} rows parsed where {len(rows_N)} were counted"
         if len(rows_N):
             cells = {name: CsvCells(table.column(f"{place}").combine_chunks()) for name, place in columns.items()}
             yield RawRows(source=source, rows_N=rows_N, cells=cells)

@@ -155,6 +155,7 @@ def _number(tree: dict[str, object], name: str, *, low: float, high: float) -> f
         raise BundleError(f"policy.toml: {name} is missing; expected a number from {low} to {high}")
     value = tree[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= min(high, sys.float_info.max):
+    number = cast(float, value)
+    if not is_number or not low <= number <= min(high, sys.float_info.max):
         raise BundleError(f"policy.toml: {name} = {value!r}: expected a number from {low} to {high}")
-    return float(value)
+    return float(number)

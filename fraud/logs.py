@@ -91,7 +91,8 @@ def from_pandas(frame: pd.DataFrame, config: Config) -> Log:
     Only the columns that the configuration names are read. Raises DataError for one that Arrow has no type for.
     """
     wanted = {column.column for column in declared_columns(config)}
-    chosen = frame.loc[:, [name in wanted for name in frame.columns]]
+    # pandas ships no types of its own here, so what it returns is named.
+    chosen: pd.DataFrame = frame.loc[:, [name in wanted for name in frame.columns]]  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
     try:
         table = pa.Table.from_pandas(chosen, preserve_index=False)
     except (pa.ArrowException, ValueError) as error:  # ValueError: a column name that stands twice

@@ -9,26 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from fraud.arrays import ArrayFiles, map_array
+from fraud.chunks import Chunk, Labelled, chunks, entity_tables, labelled, merged_tables
 from fraud.config import Config, config_to_toml
 from fraud.contexts import sequences
-from fraud.enrich import Enriched, empty_carry, enrich
-from fraud.entities import EntityTable, entity_table, merge_entity_tables
+from fraud.enrich import Enriched
+from fraud.entities import EntityTable
 from fraud.errors import DataError
-from fraud.events import BoolArray, FloatArray, IntArray, ObjectArray
+from fraud.events import BoolArray, FloatArray, IntArray
 from fraud.features import FeatureArray, features
-from fraud.labels import NO_LABEL, Labels, join_labels, labels_in_log, no_labels
-from fraud.logs import Log, event_ids
-from fraud.scoring import Tables, enrich_spec, feature_spec, risk_of, user_chunks
+from fraud.labels import NO_LABEL, Labels, no_labels
+from fraud.logs import Log
+from fraud.parallel import in_order
+from fraud.scoring import Tables, feature_spec, risk_of
 from fraud.splits import Cuts, Supervision, supervise, time_cuts, user_share
 from fraud.tokens import (
     FieldCounts,
@@ -42,6 +43,7 @@ from fraud.tokens import (
 )
 
 _META = "prepared.json"
+_FINGERPRINTED = ("tokens_NF", "time_us_N", "label_N")
 Progress = Callable[[str, int, int], None]
 
 
@@ -75,14 +77,6 @@ class Prepared:
     newest_label_us: int | None
     report: dict[str, Any]  # Any: JSON, what was in the log
     directory: Path
-
-
-class _Pass(NamedTuple):
-    """One chunk of whole users, ready for either pass."""
-
-    enriched: Enriched
-    labels: Labels
-    supervision: Supervision
 
 
 def prepare(log: Log, config: Config, directory: Path, *, progress: Progress) -> Prepared:
@@ -150,68 +144,57 @@ def remove_prepared(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def labelled_chunks(log: Log, config: Config) -> Iterator[tuple[Enriched, Labels | None, ObjectArray | None]]:
-    """Yield some whole users at a time: enriched events, labels, and the text of split.column of the log."""
-    for load in log.partitions:
-        ordered = load()
-        ids = event_ids(ordered)
-        first = 0
-        for events in user_chunks(ordered.events):
-            enriched, _ = enrich(events, empty_carry(events.n_users, enrich_spec(config)), enrich_spec(config))
-            labels: Labels | None = None
-            part_N: ObjectArray | None = None
-            if config.labels is not None and log.label_table is not None:
-                chunk_ids = ids.slice(first, len(events))
-                labels = join_labels(enriched, chunk_ids, log.label_table, config.labels, config.log)
-            elif config.labels is not None and "label" in ordered.table.column_names:
-                labels = labels_in_log(ordered.table, pa.array(events.row), events.time_us, config.labels)
-            if "part" in ordered.table.column_names:
-                part_N = ordered.table["part"].take(pa.array(events.row)).to_numpy()
-            first += len(events)
-            yield enriched, labels, part_N
+def _supervised(chunk: Labelled, cuts: Cuts, config: Config) -> tuple[Labels, Supervision]:
+    """Return the labels of a chunk (none where nobody says) and what its events are for."""
+    labels = no_labels(chunk.enriched) if chunk.labels is None else chunk.labels
+    return labels, supervise(chunk.enriched, labels, cuts, config, chunk.part_N)
 
 
-def entity_tables(enriched: Enriched, labels: Labels | None) -> dict[str, EntityTable]:
-    """Return the counters of each entity field over these events; without labels no fraud is known."""
-    time_us_N = enriched.events.time_us
-    is_fraud_N = np.zeros(len(time_us_N), dtype=np.int64) if labels is None else (labels.label_N == 1).astype(np.int64)
-    known_us_N = time_us_N if labels is None else labels.known_us_N
-    if not enriched.events.has_clock:
-        return {}
-    return {n: entity_table(c, time_us_N, is_fraud_N, known_us_N) for n, c in enriched.events.entity.items()}
-
-
-def merged_tables(parts: list[dict[str, EntityTable]]) -> dict[str, EntityTable]:
-    """Return the sums of the counters of all parts, by field."""
-    return {name: merge_entity_tables([part[name] for part in parts]) for name in (parts[0] if parts else {})}
-
-
-def _passes(log: Log, config: Config, cuts: Cuts) -> Iterator[_Pass]:
-    for enriched, labels, part_N in labelled_chunks(log, config):
-        labels = no_labels(enriched) if labels is None else labels
-        yield _Pass(enriched, labels, supervise(enriched, labels, cuts, config, part_N))
+class _Counted(NamedTuple):
+    counts: FieldCounts
+    tables: dict[str, EntityTable]
+    matched_L: BoolArray
+    enriched: Enriched
 
 
 def _count_pass(
     log: Log, config: Config, cuts: Cuts, progress: Progress
 ) -> tuple[FieldCounts, Tables, Enriched, BoolArray | None]:
     """Return the counts of the training rows, the entity tables, one chunk and which label rows found an event."""
+
+    def count(chunk: Chunk) -> _Counted:
+        known = labelled(chunk, log, config)
+        labels, supervision = _supervised(known, cuts, config)
+        tables = entity_tables(known.enriched, known.labels)
+        risk = risk_of(chunk.events, tables)
+        counts = count_fields(known.enriched, risk, supervision.in_training_N)
+        return _Counted(counts, tables, labels.matched_L, known.enriched)
+
     counts: list[FieldCounts] = []
     tables: list[dict[str, EntityTable]] = []
     matched: BoolArray | None = None
     first: Enriched | None = None
     done = 0
-    for chunk in _passes(log, config, cuts):
-        first = chunk.enriched if first is None else first
-        tables.append(entity_tables(chunk.enriched, chunk.labels))
-        risk = risk_of(chunk.enriched.events, tables[-1])
-        counts.append(count_fields(chunk.enriched, risk, chunk.supervision.in_training_N))
+    for counted in in_order(count, chunks(log)):
+        first = counted.enriched if first is None else first
+        counts.append(counted.counts)
+        tables.append(counted.tables)
         if log.label_table is not None:
-            matched = chunk.labels.matched_L if matched is None else matched | chunk.labels.matched_L
-        done += len(chunk.enriched.events)
+            matched = counted.matched_L if matched is None else matched | counted.matched_L
+        done += len(counted.enriched.events)
         progress("count", done, log.n_events)
     assert first is not None  # there is at least one event
     return merge_counts(counts), merged_tables(tables), first, matched
+
+
+class _Encoded(NamedTuple):
+    """The arrays of one chunk, rows and codes counted from its own start."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    n_events: int
+    n_users: int
+    n_sessions: int
+    newest_label_us: int | None
 
 
 def _encode_pass(
@@ -225,48 +208,62 @@ def _encode_pass(
 ) -> dict[str, Any]:  # Any: JSON
     """Write every array and return what was in the log."""
     n_events = n_users = n_sessions = 0
-    digest = hashlib.sha256()
-    newest_label_us: int | None = None
+    digests = {name: hashlib.sha256() for name in _FINGERPRINTED}
+    newest: list[int] = []
     writer.append("sequence_starts_S1", np.zeros(1, dtype=np.int64))
-    for enriched, labels, supervision in _passes(log, config, cuts):
-        events = enriched.events
-        risk = risk_of(events, tables)
-        tokens_NF = encode(enriched, risk, vocabulary)
-        rows_R = np.flatnonzero(supervision.trains_N | supervision.validates_N | supervision.tests_N)
-        amount_N = events.amount if events.amount is not None else np.full(len(events), np.nan)
-        columns = {
-            "tokens_NF": tokens_NF,
-            "sequence_starts_S1": sequences(enriched, config.sessions.scope).starts_S1[1:] + n_events,
-            "user_N": (events.user_codes() + n_users).astype(np.int32),
-            "session_N": (np.cumsum(enriched.session_opens_N) - 1 + n_sessions).astype(np.int32),
-            "time_us_N": events.time_us,
-            "amount_N": amount_N,
-            "label_N": supervision.label_N,
-            "in_training_N": supervision.in_training_N,
-            "trains_N": supervision.trains_N,
-            "validates_N": supervision.validates_N,
-            "tests_N": supervision.tests_N,
-            "features_RC": features(enriched, risk, vocabulary, feature_spec(config), rows_R),
-            "feature_row_R": rows_R + n_events,
-            "held_out_U": user_share(events.users, "held out", 0),
-            "half_U": user_share(events.users, "half", 0),
+    for encoded in in_order(lambda chunk: _encoded(chunk, log, config, cuts, tables, vocabulary), chunks(log)):
+        offsets = {
+            "sequence_starts_S1": n_events,
+            "feature_row_R": n_events,
+            "user_N": n_users,
+            "session_N": n_sessions,
         }
-        for name, column in columns.items():
-            writer.append(name, column)
-        for part in (tokens_NF, events.time_us, supervision.label_N):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        used_N = (labels.label_N != NO_LABEL) & (supervision.trains_N | supervision.validates_N)
-        known_us = labels.known_us_N[used_N & (labels.known_us_N <= cuts.as_of_us)]
-        if len(known_us):
-            newest_label_us = max(int(known_us.max()), newest_label_us or 0)
-        n_events += len(events)
-        n_users += events.n_users
-        n_sessions += int(enriched.session_opens_N.sum())
+        for name, array in encoded.arrays.items():
+            writer.append(name, array + offsets[name] if name in offsets else array)
+        for name, digest in digests.items():
+            digest.update(np.ascontiguousarray(encoded.arrays[name]).tobytes())
+        newest += [] if encoded.newest_label_us is None else [encoded.newest_label_us]
+        n_events += encoded.n_events
+        n_users += encoded.n_users
+        n_sessions += encoded.n_sessions
         progress("encode", n_events, log.n_events)
     return {
-        "fingerprint": digest.hexdigest(),
-        "newest_label_us": newest_label_us,
+        "fingerprint": hashlib.sha256("".join(d.hexdigest() for d in digests.values()).encode()).hexdigest(),
+        "newest_label_us": max(newest, default=None),
         "events": n_events,
         "users": n_users,
         "sessions": n_sessions,
     }
+
+
+def _encoded(chunk: Chunk, log: Log, config: Config, cuts: Cuts, tables: Tables, vocabulary: Vocabulary) -> _Encoded:
+    known = labelled(chunk, log, config)
+    labels, supervision = _supervised(known, cuts, config)
+    events, enriched, risk = chunk.events, known.enriched, risk_of(chunk.events, tables)
+    rows_R = np.flatnonzero(supervision.trains_N | supervision.validates_N | supervision.tests_N)
+    used_N = (labels.label_N != NO_LABEL) & (supervision.trains_N | supervision.validates_N)
+    known_us = labels.known_us_N[used_N & (labels.known_us_N <= cuts.as_of_us)]
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "tokens_NF": encode(enriched, risk, vocabulary),
+        "sequence_starts_S1": sequences(enriched, config.sessions.scope).starts_S1[1:],
+        "user_N": events.user_codes(),
+        "session_N": (np.cumsum(enriched.session_opens_N) - 1).astype(np.int32),
+        "time_us_N": events.time_us,
+        "amount_N": events.amount if events.amount is not None else np.full(len(events), np.nan),
+        "label_N": supervision.label_N,
+        "in_training_N": supervision.in_training_N,
+        "trains_N": supervision.trains_N,
+        "validates_N": supervision.validates_N,
+        "tests_N": supervision.tests_N,
+        "features_RC": features(enriched, risk, vocabulary, feature_spec(config), rows_R),
+        "feature_row_R": rows_R,
+        "held_out_U": user_share(events.users, "held out", 0),
+        "half_U": user_share(events.users, "half", 0),
+    }
+    return _Encoded(
+        arrays,
+        len(events),
+        events.n_users,
+        int(enriched.session_opens_N.sum()),
+        int(known_us.max()) if len(known_us) else None,
+    )

@@ -23,6 +23,7 @@ from fraud.enrich import Carry, Enriched, EnrichSpec, empty_carry, enrich
 from fraud.entities import EntityTable, entity_risk
 from fraud.events import Events, FloatArray, IntArray
 from fraud.features import FeatureSpec, features
+from fraud.parallel import in_order
 from fraud.runtime import TreeModel, WindowModel
 from fraud.splits import decides
 from fraud.tokens import Risk, TokenArray, Vocabulary, encode
@@ -143,8 +144,11 @@ def score_events(scorer: Scorer, events: Events, carry: Carry, tables: Tables) -
 
 def score_log(scorer: Scorer, events: Events, tables: Tables) -> Iterator[Scored]:
     """Yield the scores of users without a past, some whole users at a time: memory is bounded by the longest user."""
-    for chunk in user_chunks(events):
-        yield score_events(scorer, chunk, empty_carry(chunk.n_users, enrich_spec(scorer.config)), tables)[0]
+
+    def scored(chunk: Events) -> Scored:
+        return score_events(scorer, chunk, empty_carry(chunk.n_users, enrich_spec(scorer.config)), tables)[0]
+
+    yield from in_order(scored, user_chunks(events))
 
 
 def user_chunks(events: Events) -> Iterator[Events]:

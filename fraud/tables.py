@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from fraud.chunks import entity_tables, labelled_chunks, merged_tables
 from fraud.config import Config, LabelsConfig, SplitConfig
 from fraud.decisions import DECISIONS
 from fraud.events import Events, IntArray
 from fraud.labels import session_ids
 from fraud.logs import Log, event_ids, from_pandas, from_table
-from fraud.preparation import entity_tables, labelled_chunks, merged_tables
 from fraud.scoring import NO_DECISION, Scored, Scorer, Tables, score_log
 
 _TIME = pa.timestamp("us", tz="UTC")

@@ -227,7 +227,7 @@ def _edges(rounded: Counter[int]) -> tuple[float, ...]:
     keys = np.array(sorted(rounded), dtype=np.int64)
     counts = [rounded[key] for key in keys.tolist()]
     total: IntArray = np.cumsum(np.array(counts, dtype=np.int64))
-    wanted = total[-1] * np.arange(1, N_QUANTILES) / N_QUANTILES
+    wanted: FloatArray = float(total[-1]) * np.arange(1, N_QUANTILES) / N_QUANTILES
     chosen = np.unique(np.minimum(np.searchsorted(total, wanted, side="left") + 1, len(keys) - 1))
     ordered = keys[chosen] << _QUANTILE_BITS
     bits = np.where(ordered < 0, np.int64(-(2**63)) - ordered, ordered)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from fraud.bundle import Bundle, load_bundle
+from fraud.chunks import labelled_chunks
 from fraud.config import Config, state_hash
 from fraud.enrich import empty_carry
 from fraud.errors import ConfigError, DataError
 from fraud.logs import Log, check_usable, read_log
 from fraud.metrics import Examples, evaluate
-from fraud.preparation import labelled_chunks
 from fraud.scoring import enrich_spec, score_events
 from fraud.splits import supervise, time_cuts
 from fraud.tables import tables_of

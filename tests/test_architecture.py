@@ -20,13 +20,13 @@ CODE_FOLDERS = ("fraud", "pipelines", "service", "benchmarks")
 
 # A module of fraud/ imports only from modules before it.
 FLOW = (
-    "errors", "config", "events", "localtime",
+    "errors", "parallel", "config", "events", "localtime",
     "quarantine", "timestamps", "columns", "json_cells", "cells", "validation", "csv_rows", "json_rows", "readers",
     "repeats", "ordering", "logs",
     "sessions", "enrich", "contexts", "entities", "tokens", "features", "labels", "splits", "batches", "sampling",
     "models.embedding", "models.recurrent", "models.boosting", "models",
     "ranking", "metrics", "training", "calibration", "decisions",
-    "export", "runtime", "scoring", "arrays", "preparation", "tables", "golden", "manifest", "bundle", "learning",
+    "export", "runtime", "scoring", "arrays", "chunks", "preparation", "tables", "golden", "manifest", "bundle", "learning",
 )  # fmt: skip
 
 NEVER_IN_FRAUD = {"mlflow", "fastapi", "pandas"}

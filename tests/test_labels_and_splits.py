@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fraud.chunks import labelled_chunks
 from fraud.config import Config, parse_config
 from fraud.errors import ConfigError
 from fraud.logs import Log, from_table
-from fraud.preparation import labelled_chunks
 from fraud.splits import Cuts, Supervision, supervise, time_cuts, user_share
 
 DAY_US = 86_400 * 10**6

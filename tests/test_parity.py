@@ -7,6 +7,7 @@ state that is carried on without end.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -291,7 +292,7 @@ def test_the_order_of_rows_and_files_changes_no_byte_of_the_scores(
     order = pa.array(np.random.default_rng(5).permutation(len(table)))
     (tmp_path / "log").mkdir()
     cuts = [0, len(table) // 7, len(table) // 2, len(table)]
-    for part, (first, last) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+    for part, (first, last) in enumerate(itertools.pairwise(cuts)):
         pq.write_table(table.take(order[first:last]), tmp_path / "log" / f"{3 - part}.parquet")
     outs = [_score(trained, model, trained.events, tmp_path / "one.parquet")]
     outs.append(_score(trained, model, tmp_path / "log", tmp_path / "three.parquet"))

@@ -115,7 +115,7 @@ def test_one_wrong_part_of_a_time_is_enough(place: int) -> None:
     for wrong in WRONG_PARTS[place]:
         parts = ["2026", "11", "20", "10", "30", "15", ".5", "+01:00"]
         parts[place] = wrong
-        text = "{0}-{1}-{2}T{3}:{4}:{5}{6}{7}".format(*parts)
+        text = "{}-{}-{}T{}:{}:{}{}{}".format(*parts)
         assert times_of_text(pa.array([text]), "UTC").faults_N[0] != 0, text
 
 

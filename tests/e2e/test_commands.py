@@ -157,7 +157,8 @@ def test_evaluate_judges_the_part_it_is_asked_for(trained: Trained) -> None:
 def test_figures_are_a_table_on_stdout_for_people(trained: Trained) -> None:
     ended = call_fraud("evaluate", trained.folder / "boosting", trained.config_file)
     assert ended.exit_code == 0
-    assert "AP" in ended.stdout and "boosting" in ended.stdout
+    assert "AP" in ended.stdout
+    assert "boosting" in ended.stdout
     assert f"{trained.document('boosting')['ap']:.3f}"[:4] in ended.stdout
 
 
@@ -230,7 +231,8 @@ def test_known_frauds_raise_the_risk_of_their_entities_where_labels_are_given(tr
     bundle = trained.folder / "lstm"
     first = call_fraud("score", bundle, trained.events, "-o", with_labels, "--config", trained.config_file)
     second = call_fraud("score", bundle, trained.events, "-o", without)
-    assert "no labels" not in first.stderr and "no labels" in second.stderr
+    assert "no labels" not in first.stderr
+    assert "no labels" in second.stderr
     assert not pq.read_table(with_labels)["score"].equals(pq.read_table(without)["score"])
 
 
@@ -298,7 +300,8 @@ def test_rows_but_none_usable_is_refused_and_the_quarantine_is_written(
         (0, "ts", "bad_time"),
         (1, "user_id", "empty"),
     ]
-    assert not (small.parent / "out").exists() and not (small.parent / "out.parquet").exists()
+    assert not (small.parent / "out").exists()
+    assert not (small.parent / "out.parquet").exists()
     assert not _leftovers(small.parent)
 
 
@@ -406,7 +409,7 @@ def test_an_output_that_exists_is_refused_unless_it_may_be_replaced(
 ) -> None:
     out = small.parent / ("out.parquet" if command == "score" else "out")
     arguments: dict[str, tuple[str | Path, ...]] = {
-        "simulate": ("simulate", "--users", "10", "--days", "3", "-o", out),
+        "simulate": ("simulate", "--users", "10", "--days", "7", "-o", out),
         "prepare": ("prepare", small, "-o", out),
         "train": ("train", trained.config_file, "-o", out),
         "score": ("score", trained.plain, small.parent / "events.csv", "-o", out),
@@ -461,13 +464,15 @@ def test_what_the_system_refuses_ends_with_1_and_says_what(trained: Trained, tmp
     ):
         ended = call_fraud(*command)
         assert (ended.exit_code, ended.stdout) == (1, "")
-        assert ended.stderr.startswith(f"error: {tmp_path}/file") and ended.stderr.count("\n") == 1
+        assert ended.stderr.startswith(f"error: {tmp_path}/file")
+        assert ended.stderr.count("\n") == 1
 
 
 def test_a_missing_argument_is_a_usage_error() -> None:
     done = run_fraud("score")
     assert done.returncode == 2
-    assert "BUNDLE" in done.stderr and "Traceback" not in done.stderr
+    assert "BUNDLE" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # The tracker
@@ -485,8 +490,10 @@ def test_a_run_is_tracked_with_its_metrics_and_its_bundle(trained: Trained) -> N
     assert last["test_ap"] == document["ap"]
     assert (last["test_ap_ci_low"], last["test_ap_ci_high"]) == tuple(document["ap_ci"])
     steps = sorted(step for key, step, _ in metrics if key == "held_out_loss")
-    assert steps == list(range(1, len(steps) + 1)) and len(steps) > 1
-    assert parameters["model.width"] == "16" and parameters["training.learning_rate"] == "0.01"
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > 1
+    assert parameters["model.width"] == "16"
+    assert parameters["training.learning_rate"] == "0.01"
     (artifacts,) = (trained.log / "mlartifacts").glob(f"**/{run_id}/artifacts")
     assert _contents(artifacts / "bundle") == _contents(trained.folder / "lstm")
     assert (artifacts / "config.toml").exists()
@@ -495,7 +502,8 @@ def test_a_run_is_tracked_with_its_metrics_and_its_bundle(trained: Trained) -> N
 def test_training_ends_well_without_a_tracker_and_keeps_the_run(trained: Trained) -> None:
     document, kept = trained.document("boosting"), trained.folder / "untracked" / "boosting.json"
     assert document["tracked"] is None
-    assert f"it is kept in {kept}" in trained.said("boosting") and "127.0.0.1:9" in trained.said("boosting")
+    assert f"it is kept in {kept}" in trained.said("boosting")
+    assert "127.0.0.1:9" in trained.said("boosting")
     record = json.loads(kept.read_text(encoding="utf-8"))
     assert record["metrics"]["test_ap"] == document["ap"]
     assert record["parameters"]["model.trees"] == "40"
@@ -587,4 +595,5 @@ def test_the_configuration_of_a_bundle_reproduces_it(trained: Trained) -> None:
     config = trained.bundle("lstm").scorer.config
     text = (trained.folder / "lstm" / "config.toml").read_text(encoding="utf-8")
     assert config_to_toml(config) == text
-    assert config.model.name == "lstm" and config.training == trained.config.training
+    assert config.model.name == "lstm"
+    assert config.training == trained.config.training

@@ -238,7 +238,7 @@ def test_one_user_with_a_million_events_takes_under_a_gigabyte(
     cpu_s, peak_mib = _measured(trained.plain, files["F086"], tmp_path / "scores.parquet")
     record_property("cpu_s", cpu_s)
     record_property("peak_mib", peak_mib)
-    print(f"a million events of one user: {cpu_s:.1f} s of CPU, {peak_mib:.0f} MiB")
+    sys.stdout.write(f"a million events of one user: {cpu_s:.1f} s of CPU, {peak_mib:.0f} MiB\n")
     scores = pq.read_table(tmp_path / "scores.parquet")
     assert len(scores) == 1_000_000
     assert len(set(scores["user_id"].unique().to_pylist())) == 1

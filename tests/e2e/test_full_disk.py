@@ -1,0 +1,131 @@
+"""A disk that fills up in the middle of a write: exit 1, plain words, nothing partial; once there is room, all is well.
+
+Each command writes to a disk of 8 KiB, then to one a bit larger, until it has room: so it runs out at every stage.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipelines.train
+from fraud.config import config_to_toml
+from pipelines.simulate import simulate
+from tests.trained import Trained, call_fraud, trained_bundles
+
+_PAGE = 4096
+_GROWTH = 1.5
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_bundles(tmp_path_factory)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Return the folder where a small disk is mounted; skip where that is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={_PAGE}", "tmpfs", str(folder)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("needs a small disk to fill, and there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"needs a small disk to fill, and may not mount one here ({mounted.stderr.strip()})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _sized(disk: Path, n_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={n_bytes}", str(disk)], check=True, capture_output=True)
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    paths = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return {str(p.relative_to(path)): p.read_bytes() for p in paths}
+
+
+def _filled_until_it_fits(disk: Path, out: Path, *command: str | Path) -> int:
+    """Return how often the command ran out of room before it had enough, each time as it should."""
+    n_bytes, n_full = 2 * _PAGE, 0
+    while True:
+        _sized(disk, n_bytes)
+        ended = call_fraud(*command, "-o", out)
+        if ended.exit_code == 0:
+            break
+        n_full += 1
+        assert ended.exit_code == 1, ended.stderr
+        assert ended.stdout == ""
+        assert ended.stderr.splitlines()[-1].startswith("error: ")
+        assert "No space left on device" in ended.stderr.splitlines()[-1]
+        assert "Traceback" not in ended.stderr
+        visible = [path.name for path in disk.iterdir() if not path.name.startswith(".")]
+        # A folder that was not there before may be, the files in it have their names only when all are written.
+        assert [path for name in visible for path in _contents(disk / name)] == []
+        n_bytes = int(n_bytes * _GROWTH) // _PAGE * _PAGE
+    assert [path.name for path in disk.iterdir()] == [out.name], "something was left behind"
+    return n_full
+
+
+def _as_on_a_large_disk(out: Path, elsewhere: Path, *command: str | Path) -> None:
+    assert call_fraud(*command, "-o", elsewhere).exit_code == 0
+    found, expected = _contents(out), _contents(elsewhere)
+    for contents in (found, expected):
+        contents.pop("report.json", None)  # says how long it took
+    assert found == expected
+
+
+def test_simulate_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
+    command = ("simulate", "--users", "40", "--days", "14")
+    assert _filled_until_it_fits(disk, disk / "log", *command) >= 3
+    _as_on_a_large_disk(disk / "log", tmp_path / "log", *command)
+
+
+def test_prepare_on_a_full_disk(trained: Trained, disk: Path, tmp_path: Path) -> None:
+    command = ("prepare", trained.config_file)
+    assert _filled_until_it_fits(disk, disk / "set", *command) >= 6
+    _as_on_a_large_disk(disk / "set", tmp_path / "set", *command)
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "scores.csv"])
+@pytest.mark.parametrize("n_partitions", [1, 5])
+def test_score_on_a_full_disk(
+    trained: Trained, disk: Path, name: str, n_partitions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fraud.logs.PARTITION_BYTES", trained.events.stat().st_size // n_partitions + 1)
+    command = ("score", trained.folder / "lstm", trained.events, "--per-event")
+    assert _filled_until_it_fits(disk, disk / name, *command) >= 4
+    _as_on_a_large_disk(disk / name, tmp_path / name, *command)
+
+
+def test_a_full_disk_costs_no_output_that_was_there(trained: Trained, disk: Path) -> None:
+    _sized(disk, 2**20)
+    command = ("score", trained.folder / "lstm", trained.events, "-o", disk / "scores.parquet")
+    assert call_fraud(*command).exit_code == 0
+    before = _contents(disk / "scores.parquet")
+    used = (disk / "scores.parquet").stat().st_size // _PAGE * _PAGE
+    _sized(disk, used + 4 * _PAGE)
+    assert call_fraud(*command, "--overwrite").exit_code == 1
+    assert _contents(disk / "scores.parquet") == before
+
+
+@pytest.mark.parametrize("model", ["boosting", "lstm"])
+def test_train_on_a_full_disk(
+    trained: Trained, disk: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.train, "track", lambda *_: None)
+    simulate(tmp_path / "log", users=80, days=40, seed=3, fraud_rate=0.1)
+    config = tmp_path / "log" / "config.toml"
+    config.write_text(config_to_toml(trained.config), encoding="utf-8")
+    command = ("train", config, "--set", f"model.name={model}", "--set", "training.epochs=2", "--set", "model.trees=3")
+    assert _filled_until_it_fits(disk, disk / "bundle", *command) >= 8
+    _as_on_a_large_disk(disk / "bundle", tmp_path / "bundle", *command)
