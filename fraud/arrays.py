@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,27 +13,33 @@ from fraud.errors import DataError
 
 
 class ArrayFiles:
-    """Flat binary files that arrays are appended to, chunk by chunk."""
+    """Flat binary files that arrays are appended to, chunk by chunk; used in a `with` block, which closes them."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._open = ExitStack()
         self._files: dict[str, BinaryIO] = {}
         self._shapes: dict[str, tuple[str, list[int]]] = {}
 
     def append(self, name: str, column: npt.NDArray[Any]) -> None:
         """Append the rows of an array."""
         if name not in self._files:
-            self._files[name] = (self._directory / f"{name}.bin").open("wb")
+            self._files[name] = self._open.enter_context((self._directory / f"{name}.bin").open("wb"))
             self._shapes[name] = (column.dtype.str, [0, *column.shape[1:]])
         # Not `tofile`, whose error says neither that the disk is full nor where.
         self._files[name].write(np.ascontiguousarray(column).data)
         self._shapes[name][1][0] += len(column)
 
-    def close(self) -> dict[str, tuple[str, list[int]]]:
-        """Close every file and return the dtype and shape of each array."""
-        for file in self._files.values():
-            file.close()
+    @property
+    def shapes(self) -> dict[str, tuple[str, list[int]]]:
+        """Return the dtype and shape of each array so far."""
         return self._shapes
+
+    def __enter__(self) -> ArrayFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
 
 def map_array(path: Path, kind: str, shape: list[int]) -> npt.NDArray[Any]:

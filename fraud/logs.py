@@ -116,13 +116,29 @@ def _log_of(
     n_partitions: int,
     work: Path | None,
 ) -> Log:
-    spill: TemporaryDirectory[str] | None = None
-    rows_used = 0
     if n_partitions == 1:
+        return _partitioned(chunks, config, quarantine, files, 1, None)
+    spill = TemporaryDirectory(prefix="fraud-", dir=work)
+    try:
+        return _partitioned(chunks, config, quarantine, files, n_partitions, spill)
+    except BaseException:
+        spill.cleanup()
+        raise
+
+
+def _partitioned(
+    chunks: Iterable[pa.Table],
+    config: Config,
+    quarantine: Quarantine,
+    files: tuple[Path, ...],
+    n_partitions: int,
+    spill: TemporaryDirectory[str] | None,
+) -> Log:
+    rows_used = 0
+    if spill is None:
         kept = list(chunks)
         tables: Iterator[pa.Table] = iter([pa.concat_tables(kept)] if kept else [])
     else:
-        spill = TemporaryDirectory(prefix="fraud-", dir=work)
         _spread(chunks, Path(spill.name), n_partitions)
         tables = (_load(Path(spill.name) / f"{p}.arrow") for p in range(n_partitions))
     partitions: list[Callable[[], Ordered]] = []

@@ -91,8 +91,8 @@ def prepare(log: Log, config: Config, directory: Path, *, progress: Progress) ->
     cuts = time_cuts(config.split, log.time_us)
     counts, tables, first, matched = _count_pass(log, config, cuts, progress)
     vocabulary = fit_vocabulary(first, risk_of(first.events, tables), counts)
-    writer = ArrayFiles(directory)
-    report = _encode_pass(log, config, cuts, tables, vocabulary, writer, progress)
+    with ArrayFiles(directory) as writer:
+        report = _encode_pass(log, config, cuts, tables, vocabulary, writer, progress)
     if matched is not None:
         report["labels"] = len(matched)
         report["labels_unmatched"] = int((~matched).sum())
@@ -102,7 +102,7 @@ def prepare(log: Log, config: Config, directory: Path, *, progress: Progress) ->
         "fingerprint": report.pop("fingerprint"),
         "newest_event_us": int(log.time_us.max()),
         "newest_label_us": report.pop("newest_label_us"),
-        "arrays": writer.close(),
+        "arrays": writer.shapes,
         "report": report,
     }
     (directory / "vocabulary.json").write_text(vocabulary.to_json(), encoding="utf-8")

@@ -44,7 +44,7 @@ def demo(
     models: Annotated[
         str, typer.Option("--models", help="The scorers to compare, joined by commas.")
     ] = "boosting,lstm",
-    users: Annotated[int, typer.Option("--users", help="How many users to simulate.")] = 4000,
+    users: Annotated[int, typer.Option("--users", help="How many users to simulate.")] = 8000,
     days: Annotated[int, typer.Option("--days", help="How many days to simulate.")] = 90,
     seed: Annotated[int, typer.Option("--seed", help="The seed of the simulation and of the training.")] = 0,
     overwrite: Overwrite = False,
@@ -84,7 +84,7 @@ def simulate(
     users: Annotated[int, typer.Option("--users", help="How many users.")] = 8000,
     days: Annotated[int, typer.Option("--days", help="How many days.")] = 90,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
-    fraud_rate: Annotated[float, typer.Option("--fraud-rate", help="Share of sessions that are fraud.")] = 0.008,
+    fraud_rate: Annotated[float, typer.Option("--fraud-rate", help="Share of decisions that are fraud.")] = 0.01,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:

@@ -26,7 +26,7 @@ class Screen:
         self.as_json = as_json
         self.words = Console(stderr=True, quiet=as_json, highlight=False, soft_wrap=True)
         # A pipe has no width of its own; 80 columns would break the tables.
-        self.results = Console(highlight=False, quiet=as_json, width=None if sys.stdout.isatty() else 120)
+        self.results = Console(highlight=False, quiet=as_json, width=None if sys.stdout.isatty() else 140)
 
     def say(self, text: str) -> None:
         """Print a line about the work."""

@@ -1,8 +1,8 @@
 """`fraud init`: a look at a log and a commented configuration to edit.
 
-The log is never read whole: `init_sample` takes some of its rows, `init_columns` says what each column holds,
-`init_roles`, `init_fields`, `init_labels` and `init_types` what it is for, `init_text` writes it down. What was not
-sure is said at its line. At the end the configuration is tried on the sampled rows, by the rules that read the log.
+The log is never read whole: in `proposal/`, `sample` takes some of its rows, `columns` says what each column holds,
+`roles`, `fields`, `labels` and `types` what it is for, `text` writes it down. What was not sure is said at its line. At
+the end the configuration is tried on the sampled rows, by the rules that read the log.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fraud.readers import log_files
 from fraud.validation import canonical_rows
 from pipelines.console import Screen
 from pipelines.files import check_new, written_whole
-from pipelines.init_columns import Column, columns_of, word_set, words_of
-from pipelines.init_fields import FieldRoles, fields_of, is_suspect, without
-from pipelines.init_labels import LabelRole, labels_of
-from pipelines.init_roles import MAX_TYPES, Doubt, Roles, listed, roles_of
-from pipelines.init_sample import Sample, column_names, sample_log, sample_rows
-from pipelines.init_text import Setting, config_text, plain
-from pipelines.init_types import decision_types, key_types, session_gap, types_of
+from pipelines.proposal.columns import Column, columns_of, word_set, words_of
+from pipelines.proposal.fields import FieldRoles, fields_of, is_suspect, without
+from pipelines.proposal.labels import LabelRole, labels_of
+from pipelines.proposal.roles import MAX_TYPES, Doubt, Roles, listed, roles_of
+from pipelines.proposal.sample import Sample, column_names, sample_log, sample_rows
+from pipelines.proposal.text import Setting, config_text, plain
+from pipelines.proposal.types import decision_types, key_types, session_gap, types_of
 
 Json = dict[str, Any]  # Any: JSON
 _LOG_WORDS = word_set("event events transaction transactions log logs payment payments")
@@ -115,7 +115,8 @@ def _tried(seen: _Seen) -> tuple[list[Setting], list[Doubt], list[str]]:
             break
         costly += worst
         seen = seen._replace(fields=without(seen.fields, worst))
-    paths = {name: s.path for s in settings for name in (s.value if isinstance(s.value, tuple) else (s.value,))}
+    declared = [setting for setting in settings if setting.section in ("fields", "log", "labels")]
+    paths = {name: s.path for s in declared for name in (s.value if isinstance(s.value, tuple) else (s.value,))}
     for name, n_bad in bad.items():
         text = f"{n_bad:,} of the {n_rows:,} rows looked at would be quarantined for {name!r}"
         doubts.append(Doubt(paths.get(name, "log.events"), text))

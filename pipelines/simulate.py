@@ -73,7 +73,7 @@ fractions = [0.6, 0.25, 0.15]
 name = "lstm"
 
 [training]
-negative_rate = 0.3                   # a share of the honest windows is enough; the logit is corrected for it
+negative_rate = 0.5                   # half of the honest windows are enough; the logit is corrected for it
 
 [policy]
 alert_budget = 0.01                   # share of the decision events that somebody can look at

@@ -25,8 +25,8 @@ from fraud.errors import ConfigError, DataError, FraudError
 from pipelines.cli import app
 from pipelines.console import Screen
 from pipelines.init import init_config
-from pipelines.init_columns import words_of
 from pipelines.prepare import prepare_log
+from pipelines.proposal.columns import words_of
 from pipelines.simulate import simulate
 
 SHARED_TOOLS = Path(__file__).resolve().parents[1].parent / "shared" / "tools"
@@ -384,3 +384,17 @@ def test_no_hostile_file_crashes_it(tmp_path: Path) -> None:
     assert {roles["log.time"].strip().lower() for roles in written.values()} == {"ts"}
     leaks = {"label", "fraud_type", "score_v1", "resolution", "is_fraud"}
     assert not any(leaks & _read_by(roles) for roles in written.values())
+
+
+def test_bad_rows_of_the_user_are_said_at_the_user(tmp_path: Path) -> None:
+    rows = "".join(f"{'' if n == 7 else n % 9},{1_760_000_000 + n},login\n" for n in range(60))
+    (tmp_path / "log.csv").write_text("user,ts,type\n" + rows, encoding="utf-8")
+    document = _init(tmp_path / "log.csv", tmp_path)
+    assert _doubt(document, "log.user") == "1 of the 60 rows looked at would be quarantined for 'user'"
+    assert _quarantined(tmp_path) == 1
+
+
+def test_the_oracle_is_never_taken_for_labels(simulated: Path, tmp_path: Path) -> None:
+    for name in ("events.parquet", "oracle.parquet"):
+        (tmp_path / name).write_bytes((simulated / name).read_bytes())
+    assert not [name for name in _roles(tmp_path / "events.parquet", tmp_path) if name.startswith("labels.")]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.init_columns import Column, IntArray, word_set, words_of
-from pipelines.init_roles import Doubt, Roles
+from pipelines.proposal.columns import Column, IntArray, word_set, words_of
+from pipelines.proposal.roles import Doubt, Roles
 
 _N_KEY_TYPES = 8
 _MIN_FRAUDS = 10  # fewer frauds among the rows looked at do not say which types decisions are made on

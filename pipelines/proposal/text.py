@@ -38,10 +38,10 @@ def config_text(
             section = setting.section
             lines += ["", f"[{section}]"]
         lines += [f"# ? {plain(text)}" for text in about]
-        if setting.value is None:
-            lines.append(f"# {setting.name} = {setting.example}")
-        else:
+        if setting.value is not None:
             lines += _lines(setting, setting.value)
+        elif setting.example:
+            lines.append(f"# {setting.name} = {setting.example}")
     return "\n".join([*lines, "", *(f"# {plain(text)}".rstrip() for text in closing)]).rstrip() + "\n"
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fraud.columns import MAX_COLUMNS
-from pipelines.init_columns import Column, word_set
-from pipelines.init_roles import KEY_WORDS, Doubt, Roles, names_only, rises
+from pipelines.proposal.columns import Column, word_set
+from pipelines.proposal.roles import KEY_WORDS, Doubt, Roles, names_only, rises
 
 _LEAK_WORDS = word_set(
     "fraud fraudulent isfraud label labels target class scenario score scores scored risk resolution resolved outcome "

@@ -1,7 +1,7 @@
 """What one column of a sample holds: the words of its name, how often its values repeat, and what it can be read as.
 
 Everything is asked of the functions that the readers use, so nothing is called a time or a number here that a log's
-reader would refuse. This file knows no role: `init_roles` says what a column is for.
+reader would refuse. This file knows no role: `roles` says what a column is for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fraud.cells import ArrowCells, Cells, CsvCells, as_floats, as_integers, as_
 from fraud.errors import DataError
 from fraud.json_cells import Typed
 from fraud.quarantine import FaultArray, printable
-from pipelines.init_sample import Sample
+from pipelines.proposal.sample import Sample
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fraud.errors import DataError
-from pipelines.init_columns import Column, IntArray, TimeReading, word_set
+from pipelines.proposal.columns import Column, IntArray, TimeReading, word_set
 
 # Words that say "this is the name or the number of something", and words that say nothing at all.
 KEY_WORDS = word_set("id ids no nr num number key uuid guid hash ref reference")

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 
 from fraud.errors import FraudError
 from fraud.readers import is_log_name
-from pipelines.init_columns import Column, IntArray, columns_of, word_set, words_of
-from pipelines.init_roles import Doubt, Roles, listed
-from pipelines.init_sample import column_names, sample_log
+from pipelines.proposal.columns import Column, IntArray, columns_of, word_set, words_of
+from pipelines.proposal.roles import Doubt, Roles, listed
+from pipelines.proposal.sample import column_names, sample_log
 
 _RANKS = (
     ("fraud fraudulent isfraud", 5),
