@@ -6,6 +6,9 @@ Three ways over the same Parquet log of users, times, types and amounts, each in
     copy     only reading the same file and writing the same arrays
     pandas   the same work, done with care in pandas: one sort, group-wise diff, cumsum and cummax, no apply
 
+Beside them, our way alone: `full` with a category, an entity and three key types too (first seen, elapsed times), and
+`one_user`, a million events of one user.
+
 The arrays of `pandas` are compared with ours row by row (an amount within one part in 10^9 of an edge may fall on
 either side, and is counted). Prints seconds (wall and CPU), ratios of medians and peak memory.
 """
@@ -37,6 +40,9 @@ from fraud.tokens import Vocabulary, count_fields, encode, fit_vocabulary, vocab
 
 TYPES = ("login", "view_account", "transfer_out", "withdraw", "receive_transfer", "credit_score_check", "add_payee")
 CONFIG = '[log]\nevents = "log.parquet"\n[fields]\namount = "amount"\n'
+FULL = 'categorical = ["channel"]\nentity = ["payee"]\nkey_types = ["login", "add_payee", "credit_score_check"]\n'
+COLUMNS = ("user_id", "ts", "type", "amount")
+WAYS = ("ours", "copy", "pandas", "full", "one_user")
 GAP_US = 1800 * 10**6
 TENTH_US = 10**5
 
@@ -46,26 +52,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--way", choices=("ours", "copy", "pandas"))
+    parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.way is not None:
         run_one(arguments.way, arguments.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        make_log(Path(folder), arguments.rows)
-        figures: dict[str, list[dict[str, float]]] = {"ours": [], "copy": [], "pandas": []}
+        for name, n_rows, mean_length in (("log", arguments.rows, 50), ("one_user", 1_000_000, 1_000_000)):
+            (Path(folder) / name).mkdir()
+            make_log(Path(folder) / name, n_rows, mean_length)
+        figures: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(arguments.runs):
             for way, runs in figures.items():
-                command = [sys.executable, __file__, "--way", way, "--folder", folder]
+                log = Path(folder) / ("one_user" if way == "one_user" else "log")
+                command = [sys.executable, __file__, "--way", way, "--folder", str(log)]
                 runs.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-        show(figures, arguments.rows, compare(Path(folder)))
+        show(figures, arguments.rows, compare(Path(folder) / "log"))
 
 
-def make_log(folder: Path, n_rows: int) -> None:
-    """Write a log in time order, 50 events a user on average, and the vocabulary that both encoders are given."""
+def make_log(folder: Path, n_rows: int, mean_length: int) -> None:
+    """Write a log in time order and the vocabularies that the encoders are given."""
     rng = np.random.default_rng(0)
-    users = np.array([f"customer-{u:07d}" for u in range(max(n_rows // 50, 1))])
+    users = np.array([f"customer-{u:07d}" for u in range(n_rows // mean_length)])
     time_us = np.sort(rng.integers(1_700_000_000_000_000, 1_707_776_000_000_000, n_rows))
     amount = np.where(rng.random(n_rows) < 0.5, np.nan, np.round(rng.lognormal(4, 1.2, n_rows), 2))
     table = pa.table(
@@ -74,23 +83,28 @@ def make_log(folder: Path, n_rows: int) -> None:
             "ts": pa.array(time_us).cast(pa.timestamp("us", tz="UTC")),
             "type": pa.array(TYPES).take(pa.array(rng.integers(0, len(TYPES), n_rows))),
             "amount": pa.array(amount, from_pandas=True),
+            "channel": pa.array(("app", "web")).take(pa.array(rng.integers(0, 2, n_rows))),
+            "payee": pa.array([f"payee-{p}" for p in range(n_rows // 20)]).take(
+                pa.array(rng.integers(0, n_rows // 20, n_rows))
+            ),
         }
     )
     pq.write_table(table, folder / "log.parquet")
     part = folder / "part"
     part.mkdir()
     pq.write_table(table.slice(0, 200_000), part / "log.parquet")
-    config = _config(part)
-    ordered = read_log(config).partitions[0]()
-    enriched, _ = enrich(ordered.events, empty_carry(ordered.events.n_users, enrich_spec(config)), enrich_spec(config))
-    counts = count_fields(enriched, {}, np.ones(len(ordered.events), dtype=np.bool_))
-    (folder / "vocabulary.json").write_text(fit_vocabulary(enriched, {}, counts).to_json(), encoding="utf-8")
+    for name, config in (("vocabulary", _config(part)), ("full", _config(part, FULL))):
+        events = read_log(config).partitions[0]().events
+        enriched, _ = enrich(events, empty_carry(events.n_users, enrich_spec(config)), enrich_spec(config))
+        counts = count_fields(enriched, {}, np.ones(len(events), dtype=np.bool_))
+        (folder / f"{name}.json").write_text(fit_vocabulary(enriched, {}, counts).to_json(), encoding="utf-8")
 
 
 def run_one(way: str, folder: Path) -> None:
     """Do the work one way and print its seconds and peak memory."""
-    vocabulary = vocabulary_from_json((folder / "vocabulary.json").read_text(encoding="utf-8"))
-    work = {"ours": ours, "copy": copy, "pandas": with_pandas}[way]
+    name = "full.json" if way == "full" else "vocabulary.json"
+    vocabulary = vocabulary_from_json((folder / name).read_text(encoding="utf-8"))
+    work = {"ours": ours, "one_user": ours, "full": full, "copy": copy, "pandas": with_pandas}[way]
     if way == "pandas":
         import pandas as pd  # noqa: F401 (loaded before the clock starts, as numpy and pyarrow are)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -106,9 +120,17 @@ def run_one(way: str, folder: Path) -> None:
 
 def ours(folder: Path, vocabulary: Vocabulary) -> None:
     """Write tokens and sequence starts by the functions that `fraud prepare` and `fraud score` call."""
-    config = _config(folder)
+    _encode_log(folder, _config(folder), vocabulary, "ours")
+
+
+def full(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write the same of a log with more fields."""
+    _encode_log(folder, _config(folder, FULL), vocabulary, "full")
+
+
+def _encode_log(folder: Path, config: Config, vocabulary: Vocabulary, name: str) -> None:
     log = read_log(config)
-    with (folder / "ours.tokens").open("wb") as tokens_file, (folder / "ours.starts").open("wb") as starts_file:
+    with (folder / f"{name}.tokens").open("wb") as tokens_file, (folder / f"{name}.starts").open("wb") as starts_file:
 
         def encoded(events: Events) -> tuple[np.ndarray, np.ndarray]:
             enriched, _ = enrich(events, empty_carry(events.n_users, enrich_spec(config)), enrich_spec(config))
@@ -122,7 +144,7 @@ def ours(folder: Path, vocabulary: Vocabulary) -> None:
 
 def copy(folder: Path, vocabulary: Vocabulary) -> None:
     """Read the log and write as many bytes as `ours` does."""
-    table = pq.read_table(folder / "log.parquet")
+    table = pq.read_table(folder / "log.parquet", columns=list(COLUMNS))
     np.zeros((table.num_rows, len(vocabulary.fields)), dtype=np.int16).tofile(folder / "copy.tokens")
     np.zeros(max(table.num_rows // 50, 1), dtype=np.int64).tofile(folder / "copy.starts")
 
@@ -132,7 +154,7 @@ def with_pandas(folder: Path, vocabulary: Vocabulary) -> None:
     import pandas as pd
 
     edges = {field.name: np.array(field.values) for field in vocabulary.fields if field.kind == "quantile"}
-    frame = pd.read_parquet(folder / "log.parquet")
+    frame = pd.read_parquet(folder / "log.parquet", columns=list(COLUMNS))
     frame["user_id"] = frame["user_id"].astype("category")
     frame = frame.sort_values(["user_id", "ts"], kind="stable", ignore_index=True)
     users = frame.groupby("user_id", observed=True, sort=False)
@@ -186,8 +208,8 @@ def show(figures: dict[str, list[dict[str, float]]], n_rows: int, differing: dic
     sys.stdout.write(f"{n_rows:,} rows, {len(figures['ours'])} runs each; {differing}\n")
 
 
-def _config(folder: Path) -> Config:
-    return parse_config(CONFIG, source="benchmark", root=folder)
+def _config(folder: Path, fields: str = "") -> Config:
+    return parse_config(CONFIG + fields, source="benchmark", root=folder)
 
 
 def _buckets(values: object, edges: np.ndarray) -> np.ndarray:
