@@ -133,6 +133,7 @@ def _figures(all_MR: FloatArray, positive_MR: FloatArray, budget: float) -> Rank
     )
     outside_R = np.minimum(until_R - cut_R, size_R)
     caught_R = found_R - outside_R * np.divide(frauds_R, size_R, out=np.zeros_like(n_R), where=size_R > 0)
+    caught_R[cut_R == 0] = 0.0  # and no rounding of it, which divided by 0 would be infinite
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of a figure that does not exist
         return RankingFigures(
             ap_R=_dot(positive_MR, precision_MR) / n_positive_R,

@@ -26,7 +26,8 @@ FLOW = (
     "sessions", "enrich", "contexts", "entities", "tokens", "features", "labels", "splits", "batches", "sampling",
     "models.embedding", "models.recurrent", "models.boosting", "models",
     "ranking", "metrics", "training", "calibration", "decisions",
-    "export", "runtime", "scoring", "arrays", "chunks", "preparation", "tables", "golden", "manifest", "bundle", "learning",
+    "export", "runtime", "scoring", "arrays", "chunks", "preparation", "tables",
+    "golden", "manifest", "bundle", "learning",
 )  # fmt: skip
 
 NEVER_IN_FRAUD = {"mlflow", "fastapi", "pandas"}

@@ -11,9 +11,9 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score
 
-from pipelines.bank.log import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, BankLog, simulate_bank
 from pipelines.bank.chain import IS_DECISION_V, Chain, bank_chain
 from pipelines.bank.clock import clock_reading, clock_speed, time_of_reading
+from pipelines.bank.log import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, BankLog, simulate_bank
 from pipelines.bank.oracle import fraud_probability
 from pipelines.bank.routines import AMOUNT_TYPES, EVENT_TYPES, KINDS, STORIES
 

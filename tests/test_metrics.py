@@ -208,3 +208,14 @@ def test_a_budget_does_not_lose_an_event_to_rounding() -> None:
     assert int(0.29 * 100) == 28
     assert n_within_budget(0.29, 100) == 29
     assert [n_within_budget(0.01, n) for n in (99, 100, 101, 200)] == [0, 1, 1, 2]
+
+
+def test_a_budget_without_room_for_one_example_has_no_precision() -> None:
+    # 49 x (1 / 49) is not 1 in floating point: what is left over must not be divided by a budget of 0.
+    examples = _examples([(0.5, int(n == 0), n) for n in range(49)])
+    tree = evaluate(examples, alert_budget=0.01, threshold=0.5, costs=None).to_json()
+    assert (tree["precision_at_budget"], tree["recall_at_budget"], tree["recall_at_budget_ci"]) == (
+        None,
+        0.0,
+        [0.0, 0.0],
+    )
