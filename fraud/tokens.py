@@ -23,6 +23,8 @@ from fraud.events import BoolArray, FloatArray, IntArray, Text
 
 PADDING_ID, UNKNOWN_ID, NONE_ID, FIRST_ID = 0, 1, 2, 3
 MAX_VALUES = 4096
+# Even quantiles, and the tails: on the handbook's cards 22 % of the frauds are among the 0.2 % largest amounts; edges at
+# 1/64 ... 1/4096 from either end took an LSTM's AP on the first fold from .54 to .64.
 N_QUANTILES = 32
 N_BIGRAMS = 64
 _QUANTILE_BITS = 40  # of a float64: keeps 12 bits of mantissa, so a quantile is exact to 1 part in 4,096
@@ -227,7 +229,10 @@ def _edges(rounded: Counter[int]) -> tuple[float, ...]:
     keys = np.array(sorted(rounded), dtype=np.int64)
     counts = [rounded[key] for key in keys.tolist()]
     total: IntArray = np.cumsum(np.array(counts, dtype=np.int64))
-    wanted: FloatArray = float(total[-1]) * np.arange(1, N_QUANTILES) / N_QUANTILES
+    tail = [0.5**k for k in range(6, 13)]
+    even = [k / N_QUANTILES for k in range(1, N_QUANTILES)]
+    shares = np.array(sorted([*even, *tail, *(1 - share for share in tail)]))
+    wanted = float(total[-1]) * shares
     chosen = np.unique(np.minimum(np.searchsorted(total, wanted, side="left") + 1, len(keys) - 1))
     ordered = keys[chosen] << _QUANTILE_BITS
     bits = np.where(ordered < 0, np.int64(-(2**63)) - ordered, ordered)

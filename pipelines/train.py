@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fraud.training import EpochReport, TrainingState
 
 Json = dict[str, Any]  # Any: JSON
+_IDENTITY = "log.json"
 _PACKAGES = ("fraud", "numpy", "pyarrow", "torch", "scikit-learn", "onnxruntime", "safetensors")
 
 
@@ -43,14 +44,14 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
     check_new(out, overwrite=overwrite or resume, mark=MANIFEST)
     work = out.with_name(f".{out.name}.work")
     if not resume:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
     try:
         prepared = prepared_for(config, work, screen)
         judged, record = train_prepared(prepared, config, work, screen)
     except FraudError:
         # Nothing to take up: what was asked for cannot be done. What an earlier run left stays, for a mended call.
         if not resume:
-            shutil.rmtree(work, ignore_errors=True)
+            _discard(work)
         raise
     bundle = publish(judged, prepared, config, out)
     document = judged.test.to_json() | {
@@ -63,7 +64,7 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
     }
     document["tracked"] = track(record, bundle.path, config, screen)
     show_figures({config.model.name: document}, screen)
-    shutil.rmtree(work, ignore_errors=True)
+    _discard(work)
     return document
 
 
@@ -73,11 +74,11 @@ def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
         raise ConfigError("[labels] is missing: training needs to know what is fraud")
     directory = work / "prepared"
     wanted = _log_identity(config)
-    identity = work / "log.json"
+    identity = work / _IDENTITY
     if identity.exists() and json.loads(identity.read_text(encoding="utf-8")) == wanted:
         screen.say(f"taking up the prepared set in {directory}")
         return open_prepared(directory)
-    shutil.rmtree(work, ignore_errors=True)
+    _discard(work)
     work.mkdir(parents=True)
     with closing(read_log(config, work=work)) as log:
         write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"))
@@ -90,6 +91,12 @@ def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
     with written_whole(identity) as aside:
         aside.write_text(json.dumps(wanted), encoding="utf-8")
     return open_prepared(directory)
+
+
+def _discard(work: Path) -> None:
+    """Remove a working folder; what says that its set is whole goes first, in case the removal is killed half-way."""
+    (work / _IDENTITY).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def train_prepared(prepared: Prepared, config: Config, work: Path, screen: Screen) -> tuple[Judged, RunRecord]:

@@ -8,24 +8,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config, config_to_toml, load_config
 from fraud.learning import train
 from fraud.logs import read_log
-from pipelines.cli import app
 from pipelines.simulate import simulate
+from tests.commands import run_fraud
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("boosting", "lstm")
 # Contexts of 16 events, so that most users have more than one; 300 users, so that both are trained in seconds.
 _OVERRIDES = (
@@ -38,7 +34,6 @@ _OVERRIDES = (
     "training.learning_rate=0.01",
 )
 _TRACKERS = {"lstm": "sqlite:///mlflow.db", "boosting": "http://127.0.0.1:9"}  # nothing listens on port 9
-_MAIN = "from pipelines.cli import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,38 +90,6 @@ def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             _make(folder)
             (folder / "whole").touch()
     return Trained(folder)
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """Return the one JSON document on stdout."""
-        return json.loads(self.stdout)
-
-
-def call_fraud(*arguments: str | Path) -> Ended:
-    """Return how a command ended in this process; an exception that the command line does not catch is raised here."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return Ended(done.exit_code, done.stdout, done.stderr)
-
-
-def run_fraud(
-    *arguments: str | Path, cwd: Path | None = None, code: str = _MAIN, timeout_s: float = 240
-) -> subprocess.CompletedProcess[str]:
-    """Return how a `fraud` command ended, run as a user runs it: in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=timeout_s, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
 
 
 def _make(folder: Path) -> None:

@@ -3,8 +3,13 @@
     python benchmarks/datasets/bpi12_loan.py -o DIR [--data ../shared/data/bpi12_loan]
     fraud train DIR/config.toml -o DIR/boosting --set model.name=boosting
     fraud train DIR/config.toml -o DIR/lstm
+    fraud evaluate DIR/boosting DIR/config.toml
 
-TIMES_AND_METRICS
+A second to write, half a minute to train boosting and one minute for the lstm (one thread of a busy machine). Declined,
+test AUC and AP with 95 % intervals by case, beside what was measured with other code on the same protocol:
+
+    boosting  .708 [.683, .733]  .511 [.475, .543]    aggregates of the prefix + HistGradientBoosting  .700  .514
+    lstm      .700 [.674, .723]  .501 [.468, .532]    a plain LSTM                                     .686  .506
 
 Protocol: cases in the order of their start, the first 80 % train (the last tenth of these validate), the rest test;
 each prefix of 3 to 40 events that ends before the decision is one example, a training prefix only if it ends before the
@@ -37,7 +42,7 @@ LEAKING_RESOURCES = ("10188", "10809", "10629")
 
 CONFIG = """\
 # python benchmarks/datasets/bpi12_loan.py -o DIR; fraud train DIR/config.toml -o DIR/boosting --set model.name=boosting
-# CONFIG_TIMES
+# 40 s with boosting: test AUC .708, AP .511; a minute with lstm: .700, .501.
 
 [log]
 events = "events.parquet"
@@ -74,6 +79,11 @@ column = "part"
 
 [model]
 name = "lstm"
+
+[training]
+# Chosen on the validation period (AP .516 against .501 with the defaults): the log is small, so more and smaller steps.
+batch_events = 1024
+epochs = 12
 
 [policy]
 alert_budget = 0.1                    # a third of the applications are declined

@@ -7,12 +7,20 @@
     (the same for 2018-08-01, 2018-08-08, 2018-08-15)
     python benchmarks/datasets/fdh_judge.py DIR boosting
 
-TIMES_AND_METRICS
+Three seconds to write; a fold takes half a minute to train (lstm: a minute) and 20 s to score. Mean of
+the four folds, with 95 % intervals by customer, beside the published figures and what other code measured:
+
+                               AUC                AP                 card precision@100
+    boosting                   .879 [.864, .894]  .683 [.654, .710]  .304
+    lstm                       .881 [.866, .895]  .556 [.523, .589]  .273
+    published: XGB, LSTM       .869, .876         .687, .665         .303, .297
+    book's 15 features         .874               .649               HistGradientBoosting
+    more of user and terminal  .880               .715               HistGradientBoosting
 
 Protocol of the published table (Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud Detection,
 chapter 7): four folds; train 7 days, wait 7 days for the labels, test 7 days. The week before the training week
-validates (its labels are the only ones beside the training week's that are known when the test begins); all else is
-history. The scenario that made a fraud never reaches the log.
+validates (its labels are known when the test begins); all else is history. The scenario that made a fraud never reaches
+the log.
 """
 
 from __future__ import annotations
@@ -42,7 +50,7 @@ COLUMNS = {
 
 CONFIG = """\
 # fraud train DIR/{fold}.toml -o DIR/boosting-{fold} --set model.name=boosting
-# CONFIG_TIMES
+# Half a minute; the mean of the four folds, judged by fdh_judge.py: AUC .879, AP .683, card precision@100 .304.
 
 [log]
 events = "events.parquet"

@@ -3,7 +3,11 @@
     python benchmarks/datasets/wikipedia_bans.py -o DIR [--data ../shared/data/wikipedia_bans]
     fraud train DIR/config.toml -o DIR/boosting --set model.name=boosting
 
-TIMES_AND_METRICS
+Half a minute for either model. Test AUC and AP with 95 % intervals by user (44 bans among 23,621 edits), beside what
+other code reached on the same protocol:
+
+    boosting  .867 [.793, .922]  .016 [.009, .031]    aggregates + HistGradientBoosting  .888 [.82, .94]  .027
+    lstm      .873 [.805, .928]  .023 [.012, .059]    a plain LSTM                       .855             .019
 
 Protocol: the first 70 % of the edits train, the next 15 % validate, the last 15 % test. The banned edit is always the
 user's last, so nothing of later edits may be known: the log holds what each edit is, and the library looks back only.
@@ -26,7 +30,7 @@ SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "wikiped
 
 CONFIG = """\
 # fraud train DIR/config.toml -o DIR/boosting --set model.name=boosting
-# CONFIG_TIMES
+# Half a minute: test AUC .867, AP .016 (44 bans among 23,621 edits).
 
 [log]
 events = "events.parquet"

@@ -14,7 +14,8 @@ import pytest
 import pipelines.train
 from fraud.config import config_to_toml
 from pipelines.simulate import simulate
-from tests.trained import Trained, call_fraud, trained_bundles
+from tests.commands import call_fraud, contents
+from tests.trained import Trained, trained_bundles
 
 _PAGE = 4096
 _GROWTH = 1.5
@@ -49,11 +50,6 @@ def _sized(disk: Path, n_bytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={n_bytes}", str(disk)], check=True, capture_output=True)
 
 
-def _contents(path: Path) -> dict[str, bytes]:
-    paths = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return {str(p.relative_to(path)): p.read_bytes() for p in paths}
-
-
 def _filled_until_it_fits(disk: Path, out: Path, *command: str | Path) -> int:
     """Return how often the command ran out of room before it had enough, each time as it should."""
     n_bytes, n_full = 2 * _PAGE, 0
@@ -70,7 +66,7 @@ def _filled_until_it_fits(disk: Path, out: Path, *command: str | Path) -> int:
         assert "Traceback" not in ended.stderr
         visible = [path.name for path in disk.iterdir() if not path.name.startswith(".")]
         # A folder that was not there before may be, the files in it have their names only when all are written.
-        assert [path for name in visible for path in _contents(disk / name)] == []
+        assert [path for name in visible for path in contents(disk / name)] == []
         n_bytes = int(n_bytes * _GROWTH) // _PAGE * _PAGE
     assert [path.name for path in disk.iterdir()] == [out.name], "something was left behind"
     return n_full
@@ -78,9 +74,9 @@ def _filled_until_it_fits(disk: Path, out: Path, *command: str | Path) -> int:
 
 def _as_on_a_large_disk(out: Path, elsewhere: Path, *command: str | Path) -> None:
     assert call_fraud(*command, "-o", elsewhere).exit_code == 0
-    found, expected = _contents(out), _contents(elsewhere)
-    for contents in (found, expected):
-        contents.pop("report.json", None)  # says how long it took
+    found, expected = contents(out), contents(elsewhere)
+    for files in (found, expected):
+        files.pop("report.json", None)  # says how long it took
     assert found == expected
 
 
@@ -111,11 +107,11 @@ def test_a_full_disk_costs_no_output_that_was_there(trained: Trained, disk: Path
     _sized(disk, 2**20)
     command = ("score", trained.folder / "lstm", trained.events, "-o", disk / "scores.parquet")
     assert call_fraud(*command).exit_code == 0
-    before = _contents(disk / "scores.parquet")
+    before = contents(disk / "scores.parquet")
     used = (disk / "scores.parquet").stat().st_size // _PAGE * _PAGE
     _sized(disk, used + 4 * _PAGE)
     assert call_fraud(*command, "--overwrite").exit_code == 1
-    assert _contents(disk / "scores.parquet") == before
+    assert contents(disk / "scores.parquet") == before
 
 
 @pytest.mark.parametrize("model", ["boosting", "lstm"])

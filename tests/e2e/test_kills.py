@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +16,8 @@ import pipelines.train
 from fraud.bundle import load_bundle
 from fraud.config import config_to_toml
 from pipelines.simulate import simulate
-from tests.trained import Trained, call_fraud, run_fraud, trained_bundles
+from tests.commands import call_fraud, run_fraud
+from tests.trained import Trained, trained_bundles
 
 # A process that has loaded everything forks one command after another, so that a run takes the time of its work alone:
 # one to its end, then for each point one that is killed there and one that goes on with --resume. Points are times
@@ -189,17 +192,27 @@ def test_a_resumed_score_takes_up_nothing_of_another_run(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other labels know other frauds of an entity, other bundles score otherwise: their parts must not mix."""
+    table = pq.read_table(trained.log / "labels.parquet")
+    pq.write_table(table.append_column("never", pa.repeat(0, len(table))), tmp_path / "labels.parquet")
     out, fresh = tmp_path / "scores.parquet", tmp_path / "fresh.parquet"
-    command = ("score", trained.folder / "lstm", trained.events, "-o")
-    labels = ("--config", trained.config_file)
-    assert call_fraud(*command, fresh).exit_code == 0
-    _stopped(monkeypatch, pipelines.score, "_join", *command, out, *labels)
-    assert call_fraud(*command, out, "--resume").exit_code == 0
-    assert out.read_bytes() == fresh.read_bytes()
-    out.unlink()
-    _stopped(monkeypatch, pipelines.score, "_join", "score", trained.folder / "boosting", trained.events, "-o", out)
-    assert call_fraud(*command, out, "--resume").exit_code == 0
-    assert out.read_bytes() == fresh.read_bytes()
+    inputs = (trained.events, "-o", out)
+    command = ("score", trained.folder / "lstm", *inputs, "--config", trained.config_file)
+    command = (*command, "--set", f'labels.path="{tmp_path}/labels.parquet"', "--set")
+    assert call_fraud(*command, "labels.column=never").exit_code == 0
+    shutil.move(out, fresh)
+    others: tuple[tuple[str | Path, ...], ...] = (
+        (*command, "labels.column=fraud"),
+        ("score", trained.folder / "lstm", *inputs),
+        ("score", trained.folder / "boosting", *inputs),
+        (*command, "labels.column=never", "--per-event"),
+    )
+    for other in others:
+        _stopped(monkeypatch, pipelines.score, "_join", *other)
+        assert call_fraud(*command, "labels.column=never", "--resume").exit_code == 0
+        assert out.read_bytes() == fresh.read_bytes()
+        out.unlink()
+    assert call_fraud(*others[0]).exit_code == 0
+    assert out.read_bytes() != fresh.read_bytes(), "these labels make no difference, so nothing was shown"
 
 
 def test_a_resumed_training_prepares_and_fits_nothing_again(
@@ -218,6 +231,28 @@ def test_a_resumed_training_prepares_and_fits_nothing_again(
     ended = call_fraud(*command, "--resume")
     assert ended.exit_code == 0
     assert "taking up the prepared set" in ended.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+def test_a_training_killed_while_it_cleans_up_can_be_resumed(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug that happened: half of the prepared set was gone, and what said that it was whole was not."""
+    monkeypatch.setattr(pipelines.train, "track", lambda *_: None)
+    command = ("train", trained.config_file, "-o", tmp_path / "bundle", "--set", "model.name=boosting")
+    remove = shutil.rmtree
+
+    def killed_half_way(path: Path, **options: bool) -> None:
+        if (path / "prepared").exists():
+            (path / "prepared" / "vocabulary.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_half_way)
+        assert call_fraud(*command).exit_code == 1
+    assert (tmp_path / ".bundle.work").exists()
+    assert call_fraud(*command, "--resume").exit_code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
 
 

@@ -15,7 +15,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trained import ROOT, Trained, call_fraud, run_fraud, trained_bundles
+from tests.commands import ROOT, call_fraud, run_fraud
+from tests.trained import Trained, trained_bundles
 
 _EMITTER = ROOT.parent / "shared" / "tools" / "hostile" / "attack_http.py"
 _CLEAN = tuple(f"e{n}" for n in range(12))  # the events of every small file; a bad or odd row has the id eX
