@@ -23,8 +23,8 @@ from fraud.events import BoolArray, FloatArray, IntArray, Text
 
 PADDING_ID, UNKNOWN_ID, NONE_ID, FIRST_ID = 0, 1, 2, 3
 MAX_VALUES = 4096
-# Even quantiles, and the tails: on the handbook's cards 22 % of the frauds are among the 0.2 % largest amounts; edges at
-# 1/64 ... 1/4096 from either end took an LSTM's AP on the first fold from .54 to .64.
+# Even quantiles, and the tails: on the handbook's cards 22 % of the frauds are among the 0.2 % largest amounts; edges
+# at 1/64 ... 1/4096 from either end took an LSTM's AP on the first fold from .54 to .64.
 N_QUANTILES = 32
 N_BIGRAMS = 64
 _QUANTILE_BITS = 40  # of a float64: keeps 12 bits of mantissa, so a quantile is exact to 1 part in 4,096
