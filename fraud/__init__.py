@@ -28,6 +28,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """Return the public names, for completion in a notebook."""
+    return list(__all__)
+
+
 def __getattr__(name: str) -> object:
     """Return a public name, importing its module when first asked for: `import fraud` alone loads nothing heavy."""
     if name not in _HOMES:

@@ -15,17 +15,19 @@ from fraud.config import Config
 from fraud.enrich import Enriched, empty_carry, enrich
 from fraud.entities import EntityTable, entity_table, merge_entity_tables
 from fraud.events import Events, ObjectArray
-from fraud.labels import Labels, join_labels, labels_in_log
+from fraud.labels import Labels, as_known, join_labels, labels_in_log, rows_known_by
 from fraud.logs import Log, event_ids
 from fraud.parallel import in_order
 from fraud.scoring import enrich_spec, user_chunks
 
 
 class Labelled(NamedTuple):
-    """Some whole users: enriched events, labels (None: nobody says), and the text of split.column of the log."""
+    """Some whole users: enriched events, labels (None: nobody says) as the table has them now and as they were known at
+    the as-of, and the text of split.column of the log."""
 
     enriched: Enriched
     labels: Labels | None
+    known: Labels | None
     part_N: ObjectArray | None
 
 
@@ -37,9 +39,15 @@ class Chunk(NamedTuple):
     table: pa.Table
 
 
-def labelled_chunks(log: Log, config: Config) -> Iterator[Labelled]:
+def labelled_chunks(log: Log, config: Config, *, as_of_us: int) -> Iterator[Labelled]:
     """Yield some whole users at a time, enriched and labelled."""
-    yield from in_order(lambda chunk: labelled(chunk, log, config), chunks(log))
+    known = known_table(log, as_of_us)
+    yield from in_order(lambda chunk: labelled(chunk, log, config, known), chunks(log))
+
+
+def known_table(log: Log, as_of_us: int) -> pa.Table | None:
+    """Return the rows of the log's label table that were known at the as-of."""
+    return None if log.label_table is None else rows_known_by(log.label_table, as_of_us)
 
 
 def chunks(log: Log) -> Iterator[Chunk]:
@@ -53,19 +61,26 @@ def chunks(log: Log) -> Iterator[Chunk]:
             first += len(events)
 
 
-def labelled(chunk: Chunk, log: Log, config: Config) -> Labelled:
-    """Return the chunk enriched, its users without a past, and labelled as the configuration says."""
+def labelled(chunk: Chunk, log: Log, config: Config, known_rows: pa.Table | None) -> Labelled:
+    """Return the chunk enriched, its users without a past, and labelled as the configuration says.
+
+    known_rows: what `known_table` gives.
+    """
     events, table = chunk.events, chunk.table
     enriched, _ = enrich(events, empty_carry(events.n_users, enrich_spec(config)), enrich_spec(config))
     labels: Labels | None = None
+    known: Labels | None = None
     part_N: ObjectArray | None = None
     if config.labels is not None and log.label_table is not None:
-        labels = join_labels(enriched, chunk.event_ids, log.label_table, config.labels, config.log)
+        labels = known = join_labels(enriched, chunk.event_ids, log.label_table, config.labels, config.log)
+        if known_rows is not None and len(known_rows) < len(log.label_table):
+            by_then = join_labels(enriched, chunk.event_ids, known_rows, config.labels, config.log)
+            known = as_known(labels, by_then)
     elif config.labels is not None and "label" in table.column_names:
-        labels = labels_in_log(table, pa.array(events.row), events.time_us, config.labels)
+        labels = known = labels_in_log(enriched, table, config.labels)
     if "part" in table.column_names:
         part_N = table["part"].take(pa.array(events.row)).to_numpy()
-    return Labelled(enriched, labels, part_N)
+    return Labelled(enriched, labels, known, part_N)
 
 
 def entity_tables(enriched: Enriched, labels: Labels | None) -> dict[str, EntityTable]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from zoneinfo import available_timezones
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -121,7 +122,7 @@ class SplitConfig:
     by: Literal["time", "user", "column"] = "time"
     train_until: str | None = None
     valid_until: str | None = None
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    fractions: tuple[Share, Share, Share] = (0.7, 0.15, 0.15)
     column: str | None = None
 
 
@@ -244,6 +245,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:  # Any: a TOML
         parsed: object = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    if not isinstance(tree.get(section, {}), dict):
+        raise ConfigError(f"--set {override!r}: {section} = {tree[section]!r} in the file is no section")
     tree[section] = {**tree.get(section, {}), key: parsed}
 
 
@@ -313,8 +316,14 @@ def _check_across_fields(config: Config, source: str) -> None:
     if split.by == "time":
         if (split.train_until is None) != (split.valid_until is None):
             refuse("split.train_until and split.valid_until go together")
-        if abs(sum(split.fractions) - 1.0) > 1e-9 or min(split.fractions) <= 0:
-            refuse(f"split.fractions = {list(split.fractions)}: expected three positive numbers that add up to 1")
+        if labels is not None and not log.has_clock:
+            refuse('split.by = "time" needs a clock, but log.time = "position"; expected "user" or "column"')
+    if abs(sum(split.fractions) - 1.0) > 1e-9:
+        refuse(f"split.fractions = {list(split.fractions)}: expected three positive numbers that add up to 1")
+    if labels is not None and labels.delay is not None and not log.has_clock:
+        refuse('labels.delay needs a clock, but log.time = "position"')
+    if log.zone is not None and log.zone not in available_timezones():
+        refuse(f"log.zone = {log.zone!r}: expected an IANA zone such as Europe/Berlin")
     if split.by == "column" and not split.column:
         refuse('split.by = "column" needs split.column')
     if log.position is not None and log.time != "position":

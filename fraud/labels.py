@@ -6,16 +6,17 @@ split; `splits` says what of this was known when.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fraud.config import LabelsConfig, LogConfig
+from fraud.contexts import sequences
 from fraud.enrich import Enriched
 from fraud.errors import ConfigError, DataError
-from fraud.events import IntArray, ObjectArray
+from fraud.events import BoolArray, IntArray, ObjectArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,15 +29,20 @@ _BETWEEN = "\x1f"  # a control character cannot stand in an id
 class Labels:
     """Labels of N events.
 
-    label_N: int8, 1 fraud, 0 not, -1 nobody says. known_us_N: int64, since when that is known. part_N: object, the text
-    of split.column where the label table has it, else None. matched: bool [L], which rows of the label table found an
-    event.
+    label_N: int8, 1 fraud, 0 not, -1 nobody says. time_us_N: int64, what the label speaks of: the event, or the last
+    event of its session or user. known_us_N: int64, since when it is known, never before that. has_row_N: bool, False
+    where the label only follows from the absence of a row. part_N: object, the text of split.column where the label
+    table has it, else None. matched: bool [L], which rows of the label table found an event. n_early: how many labels
+    claimed to be known before what they speak of.
     """
 
     label_N: npt.NDArray[np.int8]
+    time_us_N: IntArray
     known_us_N: IntArray
+    has_row_N: BoolArray
     part_N: ObjectArray | None
-    matched_L: npt.NDArray[np.bool_]
+    matched_L: BoolArray
+    n_early: int
 
 
 def session_ids(enriched: Enriched) -> ObjectArray:
@@ -58,25 +64,51 @@ def no_labels(enriched: Enriched) -> Labels:
     n_events = len(enriched.events)
     return Labels(
         label_N=np.full(n_events, NO_LABEL, dtype=np.int8),
+        time_us_N=enriched.events.time_us,
         known_us_N=enriched.events.time_us,
+        has_row_N=np.zeros(n_events, dtype=np.bool_),
         part_N=None,
         matched_L=np.ones(0, dtype=np.bool_),
+        n_early=0,
     )
 
 
-def labels_in_log(table: pa.Table, rows_N: IntArray, time_us_N: IntArray, config: LabelsConfig) -> Labels:
+def label_times(enriched: Enriched, level: Literal["event", "session", "user"]) -> IntArray:
+    """Return int64 [N]: the time of the event, or of the last event of its session or user: what its label speaks of.
+
+    No such label is known before, whatever its row says: an event must not be judged with the help of its own label.
+    """
+    time_us_N = enriched.events.time_us
+    if level == "event":
+        return time_us_N
+    starts_S1 = sequences(enriched, level).starts_S1
+    return np.repeat(time_us_N[starts_S1[1:] - 1], np.diff(starts_S1))
+
+
+def labels_in_log(enriched: Enriched, table: pa.Table, config: LabelsConfig) -> Labels:
     """Return the labels that stand in the log itself; a null is no label."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    chosen = table.select([name for name in ("label", "known_us") if name in table.column_names]).take(rows_N)
+    columns = [name for name in ("label", "known_us") if name in table.column_names]
+    chosen = table.select(columns).take(pa.array(enriched.events.row))
+    time_us_N = label_times(enriched, config.level)
     label_N = chosen["label"].fill_null(NO_LABEL).to_numpy().astype(np.int8)
     known_us_N = time_us_N + (config.delay or 0)
     if "known_us" in chosen.column_names:
         known_us_N = chosen["known_us"].combine_chunks()
         known_us_N = pc.if_else(known_us_N.is_valid(), known_us_N, pa.array(time_us_N + (config.delay or 0)))
         known_us_N = known_us_N.to_numpy(zero_copy_only=False).astype(np.int64)
-    return Labels(label_N=label_N, known_us_N=known_us_N, part_N=None, matched_L=np.ones(0, dtype=np.bool_))
+    has_row_N = label_N != NO_LABEL
+    return Labels(
+        label_N=label_N,
+        time_us_N=time_us_N,
+        known_us_N=np.maximum(known_us_N, time_us_N),
+        has_row_N=has_row_N,
+        part_N=None,
+        matched_L=np.ones(0, dtype=np.bool_),
+        n_early=int((has_row_N & (known_us_N < time_us_N)).sum()),
+    )
 
 
 def join_labels(
@@ -105,7 +137,8 @@ def join_labels(
     has_row_N = found.is_valid().to_numpy(zero_copy_only=False)
     row_N = order[found.fill_null(0).to_numpy(zero_copy_only=False)] if n_rows else np.zeros(len(own), dtype=np.int64)
     label_N = np.zeros(len(own), dtype=np.int8)
-    known_us_N = enriched.events.time_us + (config.delay or 0)
+    time_us_N = label_times(enriched, config.level)
+    known_us_N = time_us_N + (config.delay or 0)
     part_N: ObjectArray | None = None
     if n_rows:
         label_L = label_table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int8)
@@ -118,8 +151,33 @@ def join_labels(
             part_N[has_row_N] = part_L[row_N[has_row_N]]
     matched_L = pc.index_in(theirs, value_set=pc.unique(own), skip_nulls=True).is_valid()
     return Labels(
-        label_N=label_N, known_us_N=known_us_N, part_N=part_N, matched_L=matched_L.to_numpy(zero_copy_only=False)
+        label_N=label_N,
+        time_us_N=time_us_N,
+        known_us_N=np.maximum(known_us_N, time_us_N),
+        has_row_N=has_row_N,
+        part_N=part_N,
+        matched_L=matched_L.to_numpy(zero_copy_only=False),
+        n_early=int((has_row_N & (known_us_N < time_us_N)).sum()),
     )
+
+
+def rows_known_by(label_table: pa.Table, as_of_us: int) -> pa.Table:
+    """Return the rows of a label table that were known at the as-of; a row without a date is settled by its event."""
+    import pyarrow.compute as pc
+
+    if "known_us" not in label_table.column_names:
+        return label_table
+    known = label_table["known_us"]
+    return label_table.filter(pc.or_(pc.is_null(known), pc.less_equal(pc.fill_null(known, 0), as_of_us)))
+
+
+def as_known(newest: Labels, by_then: Labels) -> Labels:
+    """Return the labels as they were at an as-of: `by_then` joined from `rows_known_by`, `newest` from all rows.
+
+    An event whose only rows came later is no fraud as yet, and keeps the later date: without a delay it is not settled.
+    """
+    is_later_N = newest.has_row_N & ~by_then.has_row_N
+    return replace(by_then, known_us_N=np.where(is_later_N, newest.known_us_N, by_then.known_us_N))
 
 
 def _key_column(key: str, enriched: Enriched, event_ids: pa.Array, log: LogConfig) -> pa.Array:

@@ -23,7 +23,7 @@ from fraud.bundle import Bundle, BundleParts, write_bundle
 from fraud.calibration import Calibration, fit_calibration
 from fraud.config import Config
 from fraud.decisions import Policy, fit_policy
-from fraud.errors import ConfigError
+from fraud.errors import ConfigError, DataError
 from fraud.events import BoolArray, FloatArray, IntArray
 from fraud.labels import check_any_fraud
 from fraud.logs import Log
@@ -86,6 +86,8 @@ def fit_model(prepared: Prepared, config: Config, *, resume: TrainingState | Non
         (prepared.validates_N, "the validation period (what was known at its end)"),
     ):
         check_any_fraud(int((prepared.label_N[rows_N] == 1).sum()), period)
+    if not prepared.tests_N.any():
+        raise DataError("the test period holds no labelled decision event: nothing could be judged (check [split])")
     model = MODELS[config.model.name]
     if isinstance(model, TokenModel):
         return _fit_network(model, prepared, config, resume=resume, report=report)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fraud.arrays import ArrayFiles, map_array
-from fraud.chunks import Chunk, Labelled, chunks, entity_tables, labelled, merged_tables
+from fraud.chunks import Chunk, Labelled, chunks, entity_tables, known_table, labelled, merged_tables
 from fraud.config import Config, config_to_toml
 from fraud.contexts import sequences
 from fraud.enrich import Enriched
@@ -147,7 +147,8 @@ def remove_prepared(directory: Path) -> None:
 def _supervised(chunk: Labelled, cuts: Cuts, config: Config) -> tuple[Labels, Supervision]:
     """Return the labels of a chunk (none where nobody says) and what its events are for."""
     labels = no_labels(chunk.enriched) if chunk.labels is None else chunk.labels
-    return labels, supervise(chunk.enriched, labels, cuts, config, chunk.part_N)
+    known = labels if chunk.known is None else chunk.known
+    return labels, supervise(chunk.enriched, labels, known, cuts, config, chunk.part_N)
 
 
 class _Counted(NamedTuple):
@@ -162,8 +163,10 @@ def _count_pass(
 ) -> tuple[FieldCounts, Tables, Enriched, BoolArray | None]:
     """Return the counts of the training rows, the entity tables, one chunk and which label rows found an event."""
 
+    known_rows = known_table(log, cuts.as_of_us)
+
     def count(chunk: Chunk) -> _Counted:
-        known = labelled(chunk, log, config)
+        known = labelled(chunk, log, config, known_rows)
         labels, supervision = _supervised(known, cuts, config)
         tables = entity_tables(known.enriched, known.labels)
         risk = risk_of(chunk.events, tables)
@@ -195,6 +198,7 @@ class _Encoded(NamedTuple):
     n_users: int
     n_sessions: int
     newest_label_us: int | None
+    n_early: int
 
 
 def _encode_pass(
@@ -207,11 +211,16 @@ def _encode_pass(
     progress: Progress,
 ) -> dict[str, Any]:  # Any: JSON
     """Write every array and return what was in the log."""
-    n_events = n_users = n_sessions = 0
+    n_events = n_users = n_sessions = n_early = 0
     digests = {name: hashlib.sha256() for name in _FINGERPRINTED}
     newest: list[int] = []
     writer.append("sequence_starts_S1", np.zeros(1, dtype=np.int64))
-    for encoded in in_order(lambda chunk: _encoded(chunk, log, config, cuts, tables, vocabulary), chunks(log)):
+    known_rows = known_table(log, cuts.as_of_us)
+
+    def encode_chunk(chunk: Chunk) -> _Encoded:
+        return _encoded(labelled(chunk, log, config, known_rows), config, cuts, tables, vocabulary)
+
+    for encoded in in_order(encode_chunk, chunks(log)):
         offsets = {
             "sequence_starts_S1": n_events,
             "feature_row_R": n_events,
@@ -226,6 +235,7 @@ def _encode_pass(
         n_events += encoded.n_events
         n_users += encoded.n_users
         n_sessions += encoded.n_sessions
+        n_early += encoded.n_early
         progress("encode", n_events, log.n_events)
     return {
         "fingerprint": hashlib.sha256("".join(d.hexdigest() for d in digests.values()).encode()).hexdigest(),
@@ -233,13 +243,14 @@ def _encode_pass(
         "events": n_events,
         "users": n_users,
         "sessions": n_sessions,
+        "labels_known_too_early": n_early,
     }
 
 
-def _encoded(chunk: Chunk, log: Log, config: Config, cuts: Cuts, tables: Tables, vocabulary: Vocabulary) -> _Encoded:
-    known = labelled(chunk, log, config)
-    labels, supervision = _supervised(known, cuts, config)
-    events, enriched, risk = chunk.events, known.enriched, risk_of(chunk.events, tables)
+def _encoded(chunk: Labelled, config: Config, cuts: Cuts, tables: Tables, vocabulary: Vocabulary) -> _Encoded:
+    labels, supervision = _supervised(chunk, cuts, config)
+    enriched, events = chunk.enriched, chunk.enriched.events
+    risk = risk_of(events, tables)
     rows_R = np.flatnonzero(supervision.trains_N | supervision.validates_N | supervision.tests_N)
     used_N = (labels.label_N != NO_LABEL) & (supervision.trains_N | supervision.validates_N)
     known_us = labels.known_us_N[used_N & (labels.known_us_N <= cuts.as_of_us)]
@@ -266,4 +277,5 @@ def _encoded(chunk: Chunk, log: Log, config: Config, cuts: Cuts, tables: Tables,
         events.n_users,
         int(enriched.session_opens_N.sum()),
         int(known_us.max()) if len(known_us) else None,
+        labels.n_early,
     )

@@ -22,7 +22,7 @@ from fraud.labels import NO_LABEL, Labels
 
 TRAIN, VALID, TEST, HISTORY = 0, 1, 2, 3
 PARTS = ("train", "valid", "test")
-_END_OF_TIME_US = int(np.iinfo(np.int64).max)
+END_OF_TIME_US = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def time_cuts(split: SplitConfig, time_us: IntArray) -> Cuts:
     """
     newest_us = int(time_us.max()) if len(time_us) else 0
     if split.by != "time":
-        return Cuts(_END_OF_TIME_US, _END_OF_TIME_US, newest_us)
+        return Cuts(END_OF_TIME_US, END_OF_TIME_US, newest_us)
     if split.train_until is not None and split.valid_until is not None:
         train_us, valid_us = (
             _instant_us("train_until", split.train_until),
@@ -76,10 +76,11 @@ def time_cuts(split: SplitConfig, time_us: IntArray) -> Cuts:
 
 
 def supervise(
-    enriched: Enriched, labels: Labels, cuts: Cuts, config: Config, part_N: ObjectArray | None
+    enriched: Enriched, labels: Labels, known: Labels, cuts: Cuts, config: Config, part_N: ObjectArray | None
 ) -> Supervision:
     """Return what each event is for, under the configuration's [labels], [decisions] and [split].
 
+    labels: as the table has them now, for the test; known: as they were at the as-of, for training and validation.
     part_N: object [N], the text of split.column (of the log) where the split is by column, else None.
     """
     events = enriched.events
@@ -87,11 +88,11 @@ def supervise(
     parts_N = _parts(events, config.split, cuts, labels.part_N if labels.part_N is not None else part_N)
     decides_N = decides(enriched, config)
     is_labelled_N = decides_N & (labels.label_N != NO_LABEL)
-    settled_us_N = labels.known_us_N if delay_us is None else events.time_us + delay_us
+    settled_us_N = known.known_us_N if delay_us is None else known.time_us_N + delay_us
     is_settled_N = is_labelled_N & (settled_us_N <= cuts.as_of_us)
-    is_known_N = labels.known_us_N <= cuts.as_of_us
     is_test_N = parts_N == TEST
-    is_fraud_N = (labels.label_N == 1) & (is_known_N | is_test_N)
+    was_fraud_N = (known.label_N == 1) & (known.known_us_N <= cuts.as_of_us)
+    is_fraud_N: BoolArray = (is_test_N & (labels.label_N == 1)) | (~is_test_N & was_fraud_N)
     is_example_N = is_labelled_N & _last_of_label(enriched, is_labelled_N, config)
     return Supervision(
         label_N=is_fraud_N.astype(np.int8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,7 +16,9 @@ from fraud.events import Events, IntArray
 from fraud.labels import session_ids
 from fraud.logs import Log, event_ids, from_pandas, from_table
 from fraud.scoring import NO_DECISION, Scored, Scorer, Tables, score_log
+from fraud.splits import END_OF_TIME_US
 
+_LOG = logging.getLogger(__name__)
 _TIME = pa.timestamp("us", tz="UTC")
 EVENT_SCHEMA = pa.schema(
     {
@@ -52,7 +55,8 @@ def tables_of(log: Log, config: Config) -> Tables:
     """Return the entity counters of a whole log, with the frauds its labels know; empty without entity fields."""
     if not config.fields.entity or not config.log.has_clock:
         return {}
-    return merged_tables([entity_tables(enriched, labels) for enriched, labels, _ in labelled_chunks(log, config)])
+    parts = labelled_chunks(log, config, as_of_us=END_OF_TIME_US)
+    return merged_tables([entity_tables(chunk.enriched, chunk.labels) for chunk in parts])
 
 
 def scored_chunks(scorer: Scorer, log: Log, tables: Tables, partition: int) -> Iterator[tuple[Scored, pa.Array]]:
@@ -103,9 +107,18 @@ def session_table(scored: Scored, version: str) -> pa.Table:
 
 
 def score_table(scorer: Scorer, table: object) -> pa.Table:
-    """Return EVENT_SCHEMA for an Arrow table or a DataFrame in the log's columns; unusable rows are left out."""
+    """Return EVENT_SCHEMA for an Arrow table or a DataFrame in the log's columns.
+
+    Rows that cannot be used are left out, and a warning is logged.
+    """
     config = scoring_config(scorer.config, labels=None)
     log = from_table(table, config) if isinstance(table, pa.Table) else from_pandas(table, config)  # type: ignore[arg-type]
+    if len(log.quarantine):
+        first = log.quarantine.table().slice(0, 1).to_pylist()[0]
+        _LOG.warning(
+            "%d of %d rows cannot be used and have no score; the first: row %s, column %r: %s",
+            len(log.quarantine), log.rows_in, first["row"], first["column"], first["text"],
+        )  # fmt: skip
     tables = tables_of(log, config)
     parts = [
         event_table(scored, ids)

@@ -54,9 +54,11 @@ def demo(
 
     def work(screen: Screen) -> Mapping[str, Any]:
         from pipelines.demo import run_demo
+        from pipelines.files import only_one
 
         names = tuple(name.strip() for name in models.split(",") if name.strip())
-        return run_demo(out, names, users=users, days=days, seed=seed, overwrite=overwrite, screen=screen)
+        with only_one(out):
+            return run_demo(out, names, users=users, days=days, seed=seed, overwrite=overwrite, screen=screen)
 
     _run(work, as_json=as_json)
 
@@ -112,9 +114,11 @@ def prepare(
 
     def work(screen: Screen) -> Mapping[str, Any]:
         from fraud.config import load_config
+        from pipelines.files import only_one
         from pipelines.prepare import prepare_log
 
-        return prepare_log(load_config(config, overrides or ()), out, overwrite=overwrite, screen=screen)
+        with only_one(out):
+            return prepare_log(load_config(config, overrides or ()), out, overwrite=overwrite, screen=screen)
 
     _run(work, as_json=as_json)
 
@@ -132,10 +136,12 @@ def train(
 
     def work(screen: Screen) -> Mapping[str, Any]:
         from fraud.config import load_config
+        from pipelines.files import only_one
         from pipelines.train import train_bundle
 
         chosen = load_config(config, overrides or ())
-        return train_bundle(chosen, out, overwrite=overwrite, resume=resume, screen=screen)
+        with only_one(out):
+            return train_bundle(chosen, out, overwrite=overwrite, resume=resume, screen=screen)
 
     _run(work, as_json=as_json)
 
@@ -179,21 +185,23 @@ def score(
     def work(screen: Screen) -> Mapping[str, Any]:
         from fraud.config import load_config
         from fraud.errors import ConfigError
+        from pipelines.files import only_one
         from pipelines.score import score_file
 
         if overrides and config is None:
             raise ConfigError("--set changes a configuration; it needs --config")
         chosen = None if config is None else load_config(config, overrides or ())
-        return score_file(
-            bundle,
-            events,
-            out,
-            config=chosen,
-            per_event=per_event,
-            overwrite=overwrite,
-            resume=resume,
-            screen=screen,
-        )
+        with only_one(out):
+            return score_file(
+                bundle,
+                events,
+                out,
+                config=chosen,
+                per_event=per_event,
+                overwrite=overwrite,
+                resume=resume,
+                screen=screen,
+            )
 
     _run(work, as_json=as_json)
 

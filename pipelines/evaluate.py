@@ -77,9 +77,10 @@ def _examples(bundle: Bundle, config: Config, part: Part, log: Log) -> Examples:
     spec = enrich_spec(config)
     columns: dict[str, list[np.ndarray]] = {"score": [], "label": [], "user": [], "amount": []}
     n_users = 0
-    for enriched, labels, part_N in labelled_chunks(log, config):
+    for enriched, labels, known, part_N in labelled_chunks(log, config, as_of_us=cuts.as_of_us):
         assert labels is not None  # the configuration has labels
-        supervision = supervise(enriched, labels, cuts, config, part_N)
+        assert known is not None
+        supervision = supervise(enriched, labels, known, cuts, config, part_N)
         wanted_N = {"train": supervision.trains_N, "valid": supervision.validates_N, "test": supervision.tests_N}[part]
         events = enriched.events
         scored, _ = score_events(bundle.scorer, events, empty_carry(events.n_users, spec), tables)

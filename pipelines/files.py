@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,34 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fraud.errors import ConfigError
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold the right to write an output while the block runs; raise ConfigError where another process holds it.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+    """
+    if not path.name:
+        raise ConfigError(f"{path}: expected the name of an output, not the current folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before removes the file when it ends: a lock on a file that is gone holds nobody off.
+            if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                break
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(f"{path}: another run is writing it; wait until it ends") from None
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def check_new(path: Path, *, overwrite: bool, mark: str | None = None) -> None:

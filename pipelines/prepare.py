@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fraud.config import Config
+from fraud.errors import ConfigError
 from fraud.logs import Log, check_usable, read_log, rows_by_reason
 from fraud.preparation import prepare
 from fraud.quarantine import Quarantine
@@ -29,14 +32,16 @@ def prepare_log(config: Config, out: Path, *, overwrite: bool, screen: Screen) -
     check_new(out, overwrite=overwrite, mark=_REPORT)
     started = time.monotonic()
     with directory_written_whole(out) as aside, closing(read_log(config, work=aside)) as log:
-        write_quarantine(log.quarantine, aside / "quarantine.parquet")
+        write_quarantine(log.quarantine, aside / "quarantine.parquet", log.files)
+        beside = out.with_name(f"{out.name}.quarantine.parquet")
         if log.n_events == 0:
             if log.rows_in:
-                write_quarantine(log.quarantine, out.with_name(f"{out.name}.quarantine.parquet"))
+                write_quarantine(log.quarantine, beside, log.files)
             check_usable(log)
             screen.warn("the log holds no row; there is nothing to prepare")
             report: Json = {"sessions": 0, "users": 0}
         else:
+            write_quarantine(Quarantine(), beside, log.files)
             with screen.progress() as advance:
                 report = prepare(log, config, aside, progress=advance).report
         report = counts(log) | report | {"seconds": round(time.monotonic() - started, 3)}
@@ -67,14 +72,35 @@ def show_counts(report: Json, screen: Screen) -> None:
         screen.say(f"  quarantined: {n_rows:,} {reason}")
     if report.get("labels_unmatched"):
         screen.warn(f"{report['labels_unmatched']:,} of {report['labels']:,} labels match no event of the log")
+    if report.get("labels_known_too_early"):
+        screen.warn(
+            f"{report['labels_known_too_early']:,} labels claim to be known before what they speak of; "
+            "each is taken as known from that moment on"
+        )
     if report.get("labels_quarantined"):
         screen.warn(f"{report['labels_quarantined']:,} rows of the label table cannot be used")
 
 
-def write_quarantine(quarantine: Quarantine, path: Path) -> None:
-    """Write the rows that were put aside; without any, remove what an earlier run wrote under that name."""
+def write_quarantine(quarantine: Quarantine, path: Path, log_files: Sequence[Path]) -> None:
+    """Write the rows that were put aside; without any, remove what an earlier run wrote under that name.
+
+    Raises ConfigError where a file of that name is part of the log, or no quarantine: it is never touched.
+    """
+    if path.exists() and (path.resolve() in [file.resolve() for file in log_files] or not _is_quarantine(path)):
+        if not len(quarantine):
+            return
+        raise ConfigError(
+            f"{path}: is where the rows that cannot be used would go; expected another name for the output"
+        )
     if not len(quarantine):
         path.unlink(missing_ok=True)
         return
     with written_whole(path) as aside:
         pq.write_table(quarantine.table(), aside)
+
+
+def _is_quarantine(path: Path) -> bool:
+    try:
+        return pq.read_schema(path).names == Quarantine().table().column_names
+    except (pa.ArrowException, OSError):
+        return False

@@ -98,7 +98,7 @@ def _check_log(log: Log, config: Config, out: Path, screen: Screen) -> None:
     """Write the rows that were put aside, warn of what lowers the worth of the scores, refuse what cannot be scored."""
     if out.resolve() in [file.resolve() for file in log.files]:
         raise ConfigError(f"{out}: is the log itself; expected another name for the scores")
-    write_quarantine(log.quarantine, quarantine_path(out))
+    write_quarantine(log.quarantine, quarantine_path(out), log.files)
     check_usable(log)
     if config.fields.entity and config.labels is None:
         screen.warn("no labels: the frauds known of each entity count as 0 (--config CONFIG names a label table)")

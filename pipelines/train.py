@@ -62,6 +62,8 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
         "choice_ap": judged.choice_ap,
         "report": prepared.report,
     }
+    if not judged.test.n_positive:
+        screen.warn("the test period holds no known fraud: there is no figure of how good the scorer is")
     document["tracked"] = track(record, bundle.path, config, screen)
     show_figures({config.model.name: document}, screen)
     _discard(work)
@@ -81,7 +83,7 @@ def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
     _discard(work)
     work.mkdir(parents=True)
     with closing(read_log(config, work=work)) as log:
-        write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"))
+        write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"), log.files)
         check_usable(log)
         if log.n_events == 0:
             raise DataError("the log holds no row; there is nothing to train on")

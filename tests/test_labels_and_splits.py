@@ -14,7 +14,7 @@ from fraud.chunks import labelled_chunks
 from fraud.config import Config, parse_config
 from fraud.errors import ConfigError
 from fraud.logs import Log, from_table
-from fraud.splits import Cuts, Supervision, supervise, time_cuts, user_share
+from fraud.splits import END_OF_TIME_US, Cuts, Supervision, supervise, time_cuts, user_share
 
 DAY_US = 86_400 * 10**6
 START_US = 1_700_000_000_000_000
@@ -48,17 +48,18 @@ def _config(folder: Path, text: str) -> Config:
 
 
 def _supervised(log: Log, config: Config, cuts: Cuts | None = None) -> Supervision:
-    (chunk,) = labelled_chunks(log, config)
-    enriched, labels, part_N = chunk
-    assert labels is not None
-    return supervise(enriched, labels, cuts or time_cuts(config.split, log.time_us), config, part_N)
+    cuts = cuts or time_cuts(config.split, log.time_us)
+    (chunk,) = labelled_chunks(log, config, as_of_us=cuts.as_of_us)
+    assert chunk.labels is not None
+    assert chunk.known is not None
+    return supervise(chunk.enriched, chunk.labels, chunk.known, cuts, config, chunk.part_N)
 
 
 def test_an_event_without_a_label_row_is_not_fraud_and_an_unknown_key_is_counted(tmp_path: Path) -> None:
     _labels(tmp_path, event_id=["e1", "nobody"], fraud=[1, 1])
     config = _config(tmp_path, '[labels]\npath = "labels.parquet"\nkey = ["event_id"]\ncolumn = "fraud"\n')
     log = from_table(_table([0, 1, 2]), config)
-    ((_, labels, _),) = labelled_chunks(log, config)
+    ((_, labels, _, _),) = labelled_chunks(log, config, as_of_us=END_OF_TIME_US)
     assert labels is not None
     assert labels.label_N.tolist() == [0, 1, 0]
     assert labels.matched_L.tolist() == [True, False]
@@ -68,7 +69,7 @@ def test_of_several_rows_for_one_event_the_one_known_last_wins(tmp_path: Path) -
     _labels(tmp_path, event_id=["e0", "e0", "e1", "e1"], fraud=[1, 0, 0, 1], known=_times(3, 5, 9, 4))
     text = '[labels]\npath = "labels.parquet"\nkey = ["event_id"]\ncolumn = "fraud"\nknown_at = "known"\n'
     config = _config(tmp_path, text)
-    ((_, labels, _),) = labelled_chunks(from_table(_table([0, 1]), config), config)
+    ((_, labels, _, _),) = labelled_chunks(from_table(_table([0, 1]), config), config, as_of_us=END_OF_TIME_US)
     assert labels is not None
     assert labels.label_N.tolist() == [0, 0]
 
@@ -115,7 +116,9 @@ def test_session_labels_join_by_the_computed_session_id(tmp_path: Path) -> None:
     _labels(tmp_path, session_id=[f"u@{START_US + DAY_US}"], fraud=[1])
     text = '[labels]\npath = "labels.parquet"\nkey = ["session_id"]\ncolumn = "fraud"\nlevel = "session"\n'
     config = _config(tmp_path, text)
-    ((_, labels, _),) = labelled_chunks(from_table(_table([0, 1, 1 + 1 / 1440]), config), config)
+    ((_, labels, _, _),) = labelled_chunks(
+        from_table(_table([0, 1, 1 + 1 / 1440]), config), config, as_of_us=END_OF_TIME_US
+    )
     assert labels is not None
     assert labels.label_N.tolist() == [0, 1, 1]
 
@@ -147,4 +150,41 @@ def test_a_key_the_log_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
     config = _config(tmp_path, '[labels]\npath = "labels.parquet"\nkey = ["card"]\ncolumn = "fraud"\n')
     log = from_table(_table([0]), config)
     with pytest.raises(ConfigError, match="'card' is no key of the log"):
-        list(labelled_chunks(log, config))
+        list(labelled_chunks(log, config, as_of_us=END_OF_TIME_US))
+
+
+def test_a_correction_after_the_as_of_changes_nothing_before_it(tmp_path: Path) -> None:
+    # e0 is reported on day 2 and withdrawn on day 30; the as-of is day 10.
+    _labels(tmp_path, event_id=["e0", "e0", "e5"], fraud=[1, 0, 1], known=_times(2, 30, 6))
+    text = (
+        '[labels]\npath = "labels.parquet"\nkey = ["event_id"]\ncolumn = "fraud"\nknown_at = "known"\n'
+        '[split]\ntrain_until = "2023-11-20T00:00:00Z"\nvalid_until = "2023-11-30T00:00:00Z"\n'
+    )
+    config = _config(tmp_path, text)
+    cuts = Cuts(START_US + 3 * DAY_US, START_US + 10 * DAY_US, START_US + 10 * DAY_US)
+    log = from_table(_table([0, 1, 4, 5, 6]), config)
+    assert _supervised(log, config, cuts).label_N.tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("level", ["session", "user"])
+def test_the_label_of_a_session_or_user_is_not_known_before_its_last_event(tmp_path: Path, level: str) -> None:
+    config = _config(tmp_path, f'[labels]\ncolumn = "fraud"\nlevel = "{level}"\nknown_at = "known"\n')
+    minute = 1 / 1440
+    table = _table([0, minute, 2 * minute], fraud=[1, 1, 1], known=_times(0, 0, 0))
+    ((_, labels, _, _),) = labelled_chunks(from_table(table, config), config, as_of_us=END_OF_TIME_US)
+    assert labels is not None
+    assert (labels.known_us_N == START_US + int(2 * minute * DAY_US)).all()
+    assert labels.n_early == 3
+
+
+def test_an_entity_does_not_know_the_label_of_the_user_it_belongs_to(tmp_path: Path) -> None:
+    from fraud.chunks import entity_tables
+    from fraud.entities import RISK_NAMES
+    from fraud.scoring import risk_of
+
+    text = '[fields]\nentity = ["device"]\n[labels]\ncolumn = "fraud"\nlevel = "user"\ndelay = "1d"\n'
+    config = _config(tmp_path, text)
+    table = _table([0, 5, 10], fraud=[1, 1, 1], device=["d", "d", "d"])
+    (chunk,) = labelled_chunks(from_table(table, config), config, as_of_us=END_OF_TIME_US)
+    risk = risk_of(chunk.enriched.events, entity_tables(chunk.enriched, chunk.labels))["device"]
+    assert (risk[:, RISK_NAMES.index("known_frauds_28d")] == 0).all()
