@@ -30,6 +30,7 @@ from fraud.labels import NO_LABEL, Labels, no_labels
 from fraud.logs import Log
 from fraud.parallel import in_order
 from fraud.scoring import Tables, feature_spec, risk_of
+from fraud.sessions import n_reopened
 from fraud.splits import Cuts, Supervision, supervise, time_cuts, user_share
 from fraud.tokens import (
     FieldCounts,
@@ -199,6 +200,7 @@ class _Encoded(NamedTuple):
     n_sessions: int
     newest_label_us: int | None
     n_early: int
+    n_reopened: int
 
 
 def _encode_pass(
@@ -211,7 +213,7 @@ def _encode_pass(
     progress: Progress,
 ) -> dict[str, Any]:  # Any: JSON
     """Write every array and return what was in the log."""
-    n_events = n_users = n_sessions = n_early = 0
+    n_events = n_users = n_sessions = n_early = reopened = 0
     digests = {name: hashlib.sha256() for name in _FINGERPRINTED}
     newest: list[int] = []
     writer.append("sequence_starts_S1", np.zeros(1, dtype=np.int64))
@@ -236,6 +238,7 @@ def _encode_pass(
         n_users += encoded.n_users
         n_sessions += encoded.n_sessions
         n_early += encoded.n_early
+        reopened += encoded.n_reopened
         progress("encode", n_events, log.n_events)
     return {
         "fingerprint": hashlib.sha256("".join(d.hexdigest() for d in digests.values()).encode()).hexdigest(),
@@ -243,6 +246,7 @@ def _encode_pass(
         "events": n_events,
         "users": n_users,
         "sessions": n_sessions,
+        "sessions_reopened": reopened,
         "labels_known_too_early": n_early,
     }
 
@@ -278,4 +282,5 @@ def _encoded(chunk: Labelled, config: Config, cuts: Cuts, tables: Tables, vocabu
         int(enriched.session_opens_N.sum()),
         int(known_us.max()) if len(known_us) else None,
         labels.n_early,
+        n_reopened(events, enriched.session_opens_N),
     )

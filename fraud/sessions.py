@@ -38,4 +38,18 @@ def session_starts(events: Events, gap_us: int, last_time_us_U: IntArray, last_s
     return opens_N
 
 
+def n_reopened(events: Events, opens_N: BoolArray) -> int:
+    """Return how many of the log's own sessions were cut because another session of the user came in between.
+
+    Each piece then counts as a session of its own under the same id; a log with many wants another `log.session`.
+    """
+    if events.session is None:
+        return 0
+    rows = np.flatnonzero(opens_N)
+    keys = (
+        events.user_codes()[rows].astype(np.int64) * max(len(events.session.values), 1) + events.session.codes_N[rows]
+    )
+    return len(keys) - len(np.unique(keys))
+
+
 NEVER_US = int(np.iinfo(np.int64).min)

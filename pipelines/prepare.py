@@ -72,6 +72,11 @@ def show_counts(report: Json, screen: Screen) -> None:
         screen.say(f"  quarantined: {n_rows:,} {reason}")
     if report.get("labels_unmatched"):
         screen.warn(f"{report['labels_unmatched']:,} of {report['labels']:,} labels match no event of the log")
+    if report.get("sessions_reopened"):
+        screen.warn(
+            f"{report['sessions_reopened']:,} times a session of the log goes on after another session of its user; "
+            "each piece counts as a session of its own under the same id"
+        )
     if report.get("labels_known_too_early"):
         screen.warn(
             f"{report['labels_known_too_early']:,} labels claim to be known before what they speak of; "

@@ -25,6 +25,7 @@ from fraud.decisions import DECISIONS
 from fraud.errors import ConfigError, FraudError
 from fraud.logs import Log, check_usable, read_log
 from fraud.readers import log_files
+from fraud.sessions import n_reopened
 from fraud.tables import (
     EVENT_SCHEMA,
     SESSION_SCHEMA,
@@ -39,6 +40,7 @@ from pipelines.files import check_new, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
 
 Json = dict[str, Any]  # Any: JSON
+_COUNTED = ("events", "sessions", "sessions_reopened", "unknown_types", *DECISIONS)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -146,7 +148,7 @@ def _score_partitions(bundle: Bundle, log: Log, config: Config, work: Path, *, p
                 continue
             tables = tables_of(log, config) if tables is None else tables
             schema = EVENT_SCHEMA if per_event else SESSION_SCHEMA
-            totals = {"events": 0, "sessions": 0, "unknown_types": 0, **dict.fromkeys(DECISIONS, 0)}
+            totals: dict[str, int] = dict.fromkeys(_COUNTED, 0)
             with written_whole(path) as aside, pq.ParquetWriter(aside, schema) as writer:
                 for scored, ids in scored_chunks(bundle.scorer, log, tables, partition):
                     table = event_table(scored, ids) if per_event else session_table(scored, bundle.version)
@@ -156,7 +158,7 @@ def _score_partitions(bundle: Bundle, log: Log, config: Config, work: Path, *, p
                     advance("score", done, log.n_events)
                 writer.add_key_value_metadata({"totals": json.dumps(totals)})
     parts = [_totals(work / f"part-{partition}.parquet") for partition in range(len(log.partitions))]
-    summed = {name: sum(part[name] for part in parts) for name in ("sessions", "unknown_types", *DECISIONS)}
+    summed = {name: sum(part[name] for part in parts) for name in _COUNTED[1:]}
     decisions = {name: summed.pop(name) for name in DECISIONS}
     return {**summed, "decisions": decisions}
 
@@ -167,6 +169,7 @@ def _count(totals: dict[str, int], scored: Any, bundle: Bundle) -> None:
     is_unknown_V = np.array([str(value) not in known for value in types.values], dtype=np.bool_)
     totals["events"] += len(scored.score_N)
     totals["sessions"] += int(scored.enriched.session_opens_N.sum())
+    totals["sessions_reopened"] += n_reopened(scored.enriched.events, scored.enriched.session_opens_N)
     totals["unknown_types"] += int(is_unknown_V[types.codes_N].sum())
     for code, name in enumerate(DECISIONS):
         totals[name] += int((scored.decision_N == code).sum())

@@ -239,3 +239,19 @@ def test_elapsed_times_fall_into_half_octaves() -> None:
     ids = half_octave((np.array([-1, *(seconds[1:] * 1e6)])).astype(np.int64))
     assert ids.tolist() == [2, 3, 3, 4, 5, 6, 7]
     assert (np.diff(half_octave(np.arange(0, 10**9, 10**5))) >= 0).all()
+
+
+def test_a_session_of_the_log_that_another_one_interrupts_is_counted() -> None:
+    from fraud.sessions import n_reopened
+
+    cells = np.array(["a", "a", "b", "a", "c"], dtype=object)
+    from fraud.events import text_from_objects
+
+    events = Events(
+        users=np.array(["u"], dtype=object), user_starts=np.array([0, 5]), time_us=np.arange(5) + 10**15,
+        has_clock=True, zone=None, type=Text(np.zeros(5, np.int32), np.array(["e"], dtype=object)), amount=None,
+        numeric={}, categorical={}, entity={}, session=text_from_objects(cells), row=np.arange(5),
+    )  # fmt: skip
+    opens_N = session_starts(events, CONFIG.sessions.gap, np.full(1, NEVER_US), np.full(1, None, dtype=object))
+    assert opens_N.tolist() == [True, False, True, True, True]
+    assert n_reopened(events, opens_N) == 1
