@@ -2,6 +2,7 @@
 
 config = fraud.load_config("config.toml")
 bundle = fraud.train(fraud.read_log(config), config, "bundle")
+fraud.compare(fraud.read_log(config), config).words()
 fraud.load_bundle("bundle").score(frame)          # a DataFrame or an Arrow table in the log's columns
 """
 
@@ -12,19 +13,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fraud.bundle import load_bundle
+    from fraud.comparison import compare
     from fraud.config import load_config
-    from fraud.learning import train
+    from fraud.judging import train
     from fraud.logs import from_pandas, from_table, read_log
 
-__all__ = ["from_pandas", "from_table", "load_bundle", "load_config", "read_log", "train"]
+__all__ = ["compare", "from_pandas", "from_table", "load_bundle", "load_config", "read_log", "train"]
 
 _HOMES = {
+    "compare": "fraud.comparison",
     "from_pandas": "fraud.logs",
     "from_table": "fraud.logs",
     "load_bundle": "fraud.bundle",
     "load_config": "fraud.config",
     "read_log": "fraud.logs",
-    "train": "fraud.learning",
+    "train": "fraud.judging",
 }
 
 

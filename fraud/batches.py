@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fraud.contexts import context_start
 from fraud.events import IntArray
 from fraud.tokens import TokenArray
 
@@ -54,6 +55,31 @@ def windows(sequence_starts_S1: IntArray, first_position_S: IntArray, max_events
     lengths_W = np.minimum(max_events, sequence_starts_S1[sequence_W + 1] - starts_W).astype(np.int32)
     is_whole_W = (nth_W == 0) & (first_position_S[sequence_W] == 0)
     return Windows(starts_W, lengths_W, np.where(is_whole_W, 0, half).astype(np.int32))
+
+
+def context_windows(
+    sequence_starts_S1: IntArray, first_position_S: IntArray, max_events: int, *, causal: bool
+) -> Windows:
+    """Return the windows that a network of this kind reads."""
+    cut = windows if causal else prefix_windows
+    return cut(sequence_starts_S1, first_position_S, max_events)
+
+
+def prefix_windows(sequence_starts_S1: IntArray, first_position_S: IntArray, max_events: int) -> Windows:
+    """Return one window a row: its whole context, of which only the row itself counts.
+
+    For a model that looks at a window in both directions: there the context of an event must hold no later one. The
+    arguments are those of `windows`, and so are the contexts.
+    """
+    lengths_S = np.diff(sequence_starts_S1)
+    rows_N = np.arange(int(sequence_starts_S1[0]), int(sequence_starts_S1[-1]))
+    first_N = np.repeat(sequence_starts_S1[:-1], lengths_S)
+    before_N = np.repeat(first_position_S, lengths_S)
+    position_N = before_N + rows_N - first_N
+    starts_N = np.maximum(rows_N - (position_N - context_start(position_N, max_events)), first_N)
+    chosen = np.flatnonzero((before_N == 0) | (rows_N - first_N >= max_events // 2))
+    lengths_W = (rows_N - starts_N + 1)[chosen].astype(np.int32)
+    return Windows(starts_N[chosen], lengths_W, lengths_W - np.int32(1))
 
 
 def buckets(lengths_W: npt.NDArray[np.int32], batch_events: int, rng: np.random.Generator | None) -> list[IntArray]:

@@ -13,9 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from safetensors.numpy import load as load_tensors
+from typing import TYPE_CHECKING, Any
 
 from fraud.calibration import Calibration
 from fraud.config import Config, config_to_toml, parse_config, state_hash
@@ -25,15 +23,19 @@ from fraud.golden import check_golden, golden_json
 from fraud.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    MEMBERS,
+    Kind,
     Manifest,
     check_weights,
     json_object,
     manifest_json,
     read_files,
     read_manifest,
+    weight_shapes,
 )
+from fraud.models.fusion import fusion_from_json
 from fraud.runtime import TreeModel, WindowModel
-from fraud.scoring import BoostingModel, LogitModel, NetworkModel, Scorer
+from fraud.scoring import BoostingModel, FusedModel, LogitModel, NetworkModel, Scorer
 from fraud.tokens import Vocabulary, vocabulary_from_json
 
 if TYPE_CHECKING:
@@ -42,7 +44,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleParts:
-    """What `write_bundle` writes. model_files: window.onnx, weights.safetensors and step.onnx, or boosting.onnx."""
+    """What `write_bundle` writes.
+
+    model_files: window.onnx, weights.safetensors and perhaps step.onnx; or boosting.onnx; or fusion.json and the files
+    of each member as members/NAME/FILE.
+    """
 
     name: str
     config: Config
@@ -98,11 +104,14 @@ def write_bundle(directory: Path, parts: BundleParts) -> Bundle:
     try:
         files = _content(parts)
         for name, content in files.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
             _write_synced(aside / name, content)
         manifest = _manifest_of(parts, files)
         _write_synced(aside / MANIFEST, manifest_json(manifest).encode())
         load_bundle(aside)
-        sync_directory(aside)
+        for folder in {(aside / name).parent for name in files} | {aside / MEMBERS, aside}:
+            if folder.exists():
+                sync_directory(folder)
         aside.rename(directory)
         sync_directory(directory.parent)
     finally:
@@ -123,8 +132,7 @@ def load_bundle(directory: Path | str, *, threads: int = 1) -> Bundle:
         raise BundleError(f"{directory}/config.toml: not the configuration that manifest.json was made for")
     try:
         scorer = _scorer_of(files, config, manifest.kind, version, threads)
-        if manifest.kind == "network":
-            check_weights(files["weights.safetensors"], manifest)
+        check_weights(files, manifest)
         check_golden(scorer, files)
         reference = json_object(files["reference.json"], "reference.json")
         metrics = json_object(files["metrics.json"], "metrics.json")
@@ -143,7 +151,6 @@ def sync_directory(directory: Path) -> None:
 
 
 def _content(parts: BundleParts) -> dict[str, bytes]:
-    kind: Literal["network", "boosting"] = "boosting" if "boosting.onnx" in parts.model_files else "network"
     texts = {
         "config.toml": config_to_toml(parts.config),
         "vocabulary.json": parts.vocabulary.to_json(),
@@ -154,41 +161,39 @@ def _content(parts: BundleParts) -> dict[str, bytes]:
         "MODEL_CARD.md": parts.model_card,
     }
     files = {name: text.encode("utf-8") for name, text in texts.items()} | dict(parts.model_files)
-    scorer = _scorer_of(files, parts.config, kind, "golden", 1)
+    scorer = _scorer_of(files, parts.config, _kind(files), "golden", 1)
     files["golden.json"] = golden_json(scorer, files).encode("utf-8")
     return files
 
 
 def _manifest_of(parts: BundleParts, files: Mapping[str, bytes]) -> Manifest:
-    tensors = load_tensors(files["weights.safetensors"]) if "weights.safetensors" in files else {}
     return Manifest(
         format_version=FORMAT_VERSION,
         name=parts.name,
-        kind="boosting" if "boosting.onnx" in files else "network",
+        kind=_kind(files),
         fingerprint=parts.fingerprint,
         newest_event=parts.newest_event,
         newest_label=parts.newest_label,
         state_hash=state_hash(parts.config),
         max_events=parts.config.sessions.max_events,
         packages=dict(parts.packages),
-        shapes={name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
+        shapes=weight_shapes(files),
         files={name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     )
 
 
-def _scorer_of(
-    files: Mapping[str, bytes], config: Config, kind: Literal["network", "boosting"], version: str, threads: int
-) -> Scorer:
+def _scorer_of(files: Mapping[str, bytes], config: Config, kind: Kind, version: str, threads: int) -> Scorer:
     vocabulary = vocabulary_from_json(files["vocabulary.json"].decode("utf-8", "replace"))
-    if kind == "network":
-        network = WindowModel(files["window.onnx"], threads=threads)
-        if network.n_fields != len(vocabulary.fields):
-            raise BundleError(
-                f"vocabulary.json: {len(vocabulary.fields)} fields, but window.onnx reads {network.n_fields}"
-            )
-        model: LogitModel = NetworkModel(network, vocabulary, config)
+    model: LogitModel
+    if kind == "fused":
+        fusion = fusion_from_json(files["fusion.json"].decode("utf-8", "replace"))
+        members = {name.split("/")[1] for name in files if name.startswith(f"{MEMBERS}/")}
+        if members != set(fusion.members):
+            raise BundleError(f"fusion.json: weighs {list(fusion.members)}, but {MEMBERS}/ holds {sorted(members)}")
+        folders = [f"{MEMBERS}/{name}/" for name in fusion.members]
+        model = FusedModel(fusion, tuple(_plain_model(files, at, vocabulary, config, threads) for at in folders))
     else:
-        model = BoostingModel(TreeModel(files["boosting.onnx"], threads=threads), vocabulary, config)
+        model = _plain_model(files, "", vocabulary, config, threads)
     return Scorer(
         config=config,
         model=model,
@@ -196,6 +201,26 @@ def _scorer_of(
         policy=policy_from_toml(files["policy.toml"].decode("utf-8", "replace")),
         version=version,
     )
+
+
+def _plain_model(
+    files: Mapping[str, bytes], folder: str, vocabulary: Vocabulary, config: Config, threads: int
+) -> LogitModel:
+    """Return the network or the trees whose files stand in a folder of the bundle ("" or "members/NAME/")."""
+    if f"{folder}boosting.onnx" in files:
+        return BoostingModel(TreeModel(files[f"{folder}boosting.onnx"], threads=threads), vocabulary, config)
+    network = WindowModel(files[f"{folder}window.onnx"], threads=threads)
+    if network.n_fields != len(vocabulary.fields):
+        raise BundleError(
+            f"vocabulary.json: {len(vocabulary.fields)} fields, but {folder}window.onnx reads {network.n_fields}"
+        )
+    return NetworkModel(network, vocabulary, config)
+
+
+def _kind(files: Mapping[str, bytes]) -> Kind:
+    if "fusion.json" in files:
+        return "fused"
+    return "boosting" if "boosting.onnx" in files else "network"
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fraud.config import Config
 from fraud.enrich import Enriched, empty_carry, enrich
-from fraud.entities import EntityTable, entity_table, merge_entity_tables
+from fraud.entities import NEVER_KNOWN_US, EntityTable, entity_table, merge_entity_tables
 from fraud.events import Events, ObjectArray
 from fraud.labels import Labels, as_known, join_labels, labels_in_log, rows_known_by
 from fraud.logs import Log, event_ids
@@ -83,14 +83,30 @@ def labelled(chunk: Chunk, log: Log, config: Config, known_rows: pa.Table | None
     return Labelled(enriched, labels, known, part_N)
 
 
-def entity_tables(enriched: Enriched, labels: Labels | None) -> dict[str, EntityTable]:
-    """Return the counters of each entity field over these events; without labels no fraud is known."""
-    time_us_N = enriched.events.time_us
-    is_fraud_N = np.zeros(len(time_us_N), dtype=np.int64) if labels is None else (labels.label_N == 1).astype(np.int64)
-    known_us_N = time_us_N if labels is None else labels.known_us_N
+def entity_tables(enriched: Enriched, labels: Labels | None, *, delay_us: int | None) -> dict[str, EntityTable]:
+    """Return the counters of each entity field over these events; without labels nothing is known of any.
+
+    delay_us: after which an event counts as honest unless it is known as fraud by then.
+    """
     if not enriched.events.has_clock:
         return {}
-    return {n: entity_table(c, time_us_N, is_fraud_N, known_us_N) for n, c in enriched.events.entity.items()}
+    time_us_N = enriched.events.time_us
+    fraud_us_N = honest_us_N = np.full(len(time_us_N), NEVER_KNOWN_US, dtype=np.int64)
+    if labels is not None:
+        fraud_us_N = np.where(labels.label_N == 1, labels.known_us_N, NEVER_KNOWN_US)
+        honest_us_N = np.where(labels.label_N == 0, labels.known_us_N, NEVER_KNOWN_US)
+        if delay_us is not None:
+            # A fraud reported after the delay was taken for honest until then; nobody could know better.
+            settled_us_N = labels.time_us_N + delay_us
+            honest_us_N = np.where(
+                (labels.label_N == 1) & (labels.known_us_N > settled_us_N), settled_us_N, honest_us_N
+            )
+    return {n: entity_table(c, time_us_N, fraud_us_N, honest_us_N) for n, c in enriched.events.entity.items()}
+
+
+def label_delay_us(config: Config) -> int | None:
+    """Return after which time an event without a label counts as honest, None where no such time is declared."""
+    return None if config.labels is None else config.labels.delay
 
 
 def merged_tables(parts: list[dict[str, EntityTable]]) -> dict[str, EntityTable]:

@@ -128,20 +128,28 @@ class SplitConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """[model]: which scorer, and its size."""
+    """[model]: which scorer, and its size. heads, causal: of a transformer; members: what "fused" stacks."""
 
     __pydantic_config__ = _STRICT
     name: str = "lstm"
     layers: Annotated[int, Field(ge=1, le=16)] = 2
     width: Annotated[int, Field(ge=4, le=1024)] = 64
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
+    causal: bool = True
     order_features: bool = True
     trees: Annotated[int, Field(ge=1, le=5000)] = 300
     leaves: Annotated[int, Field(ge=2, le=1024)] = 31
+    members: tuple[Name, ...] = ("lstm", "boosting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """[training]: how a scorer is fitted. negative_rate: the share of negatives kept (corrected in the logit)."""
+    """[training]: how a scorer is fitted.
+
+    negative_rate: the share of negatives kept (corrected in the logit).
+    held_out: the share of the training users whose loss stops it early; with 0, all users train all epochs or trees.
+    padded: the share of the training users who are read a second time, with harmless events put in (`fraud.padding`).
+    """
 
     __pydantic_config__ = _STRICT
     epochs: Count = 8
@@ -152,7 +160,11 @@ class TrainingConfig:
     dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     token_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     negative_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
-    held_out: Share = 0.1
+    held_out: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
+    pretrain: Literal["none", "next", "masked"] = "none"
+    pretrain_epochs: Count = 8
+    precision: Literal["fp32", "bf16"] = "fp32"
+    padded: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -313,6 +325,19 @@ def _check_across_fields(config: Config, source: str) -> None:
         is_keyed = bool({"session_id", log.session} & set(labels.key))
         if labels.level == "session" and labels.path is not None and not is_keyed:
             refuse('labels.level = "session" needs "session_id" (or the column of log.session) in labels.key')
+    if not config.model.causal and config.model.name != "transformer":
+        refuse(f"model.causal = false is for the transformer alone, but model.name = {config.model.name!r}")
+    if not config.model.causal and config.training.pretrain != "none":
+        refuse(
+            f"training.pretrain = {config.training.pretrain!r} needs model.causal = true: a network that looks both "
+            "ways sees what it should predict"
+        )
+    names = config.model.members if config.model.name == "fused" else (config.model.name,)
+    if "transformer" in names and config.model.width % (2 * config.model.heads):
+        refuse(
+            f"model.width = {config.model.width}: expected a multiple of twice model.heads = {config.model.heads} "
+            "(each head turns pairs of numbers)"
+        )
     if split.by == "time":
         if (split.train_until is None) != (split.valid_until is None):
             refuse("split.train_until and split.valid_until go together")

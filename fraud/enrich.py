@@ -3,7 +3,7 @@
 `enrich` is the same function for training, batch, online and distributed scoring. The past enters only through an
 explicit `Carry`, so a log cut at any point and carried on gives what one pass gives, to the bit: every running quantity
 is an integer (microseconds; amounts as log1p in units of 2**-24), and sums of integers do not depend on where they
-start.
+start. Over 300 lines because each column and its part of the carry are read together.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from fraud.localtime import hour_and_weekday
 from fraud.sessions import NEVER_US, session_starts
 
 N_RECENT = 256  # DESIGN 2: first seen = not among the user's previous 256 non-null values
-_AMOUNT_UNIT = 2.0**24
-_SQUARE_UNIT = 2.0**20
-_NO_MAX = -(2**35)  # below log1p of any amount, in units of 2**-24
+AMOUNT_UNIT = 2.0**24
+SQUARE_UNIT = 2.0**20
+NO_MAX = -(2**35)  # below log1p of any amount, in units of 2**-24
 _USER_SHIFT = 37
+PAUSE_UNIT_US = 10**5  # pauses are kept in tenths of a second: 2**38 of these are 870 years
+_PAUSE_SHIFT = 38
+_MAX_PAUSE = 2**_PAUSE_SHIFT - 1
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -46,7 +49,8 @@ class Recent(NamedTuple):
 class Carry:
     """What `enrich` needs to know of each user's past; every array has one entry a user [U], times are microseconds.
 
-    amount_sum_U is of log1p(amount) in units of 2**-24, amount_square_U of its square in units of 2**-20.
+    key_pause_UK: the longest gap since the last event of each key type, in tenths of a second. amount_sum_U is of
+    log1p(amount) in units of 2**-24, amount_square_U of its square in units of 2**-20.
     """
 
     n_events_U: IntArray
@@ -55,6 +59,7 @@ class Carry:
     session_start_us_U: IntArray
     session_first_U: IntArray
     key_time_us_UK: IntArray
+    key_pause_UK: IntArray
     amount_count_U: IntArray
     amount_sum_U: IntArray
     amount_square_U: IntArray
@@ -70,7 +75,8 @@ class Enriched:
     session_position_N: how many events of the session came before. hour_N: 0..23 in the log's zone; weekday_N: 0 =
     Monday. amount_log_N: signed log1p, NaN = none. past_mean_N, past_spread_N, past_max_N: of log1p of the user's
     earlier amounts, NaN = none; past_count_N their number. since_key_us_NK: one column a key type, strictly before the
-    event. first_seen: by field int8 [N], 1 = first seen, 0 = seen, -1 = null.
+    event; pause_us_NK: the longest gap since then. first_seen: by field int8 [N], 1 = first seen, 0 = seen, -1 = null.
+    is_unknown_N: True where nothing but the time of an event is to be known (`fraud.explain`); None: nowhere.
     """
 
     events: Events
@@ -82,6 +88,7 @@ class Enriched:
     gap_us_N: IntArray
     since_session_us_N: IntArray
     since_key_us_NK: IntArray
+    pause_us_NK: IntArray
     hour_N: npt.NDArray[np.int8]
     weekday_N: npt.NDArray[np.int8]
     amount_log_N: FloatArray | None
@@ -90,6 +97,7 @@ class Enriched:
     past_spread_N: FloatArray | None
     past_max_N: FloatArray | None
     first_seen: Mapping[str, npt.NDArray[np.int8]]
+    is_unknown_N: BoolArray | None = None
 
 
 def empty_carry(n_users: int, spec: EnrichSpec) -> Carry:
@@ -103,10 +111,11 @@ def empty_carry(n_users: int, spec: EnrichSpec) -> Carry:
         session_start_us_U=never_U,
         session_first_U=zeros_U,
         key_time_us_UK=np.full((n_users, len(spec.key_types)), NEVER_US, dtype=np.int64),
+        key_pause_UK=np.zeros((n_users, len(spec.key_types)), dtype=np.int64),
         amount_count_U=zeros_U,
         amount_sum_U=zeros_U,
         amount_square_U=zeros_U,
-        amount_max_U=np.full(n_users, _NO_MAX, dtype=np.int64),
+        amount_max_U=np.full(n_users, NO_MAX, dtype=np.int64),
         recent={},
     )
 
@@ -120,6 +129,7 @@ def enrich(events: Events, carry: Carry, spec: EnrichSpec) -> tuple[Enriched, Ca
     gap_us_N = events.time_us - span.previous(events.time_us, carry.last_time_us_U)
     gap_us_N[index_N == 0] = -1
     since_key_us_NK, key_time_us_UK = _since_key(events, span, carry, spec)
+    pause_us_NK, key_pause_UK = _pauses(events, span, carry, spec, gap_us_N, since_key_us_NK)
     amounts = _amounts(events, span, carry)
     first_seen: dict[str, npt.NDArray[np.int8]] = {}
     recent: dict[str, Recent] = {}
@@ -136,6 +146,7 @@ def enrich(events: Events, carry: Carry, spec: EnrichSpec) -> tuple[Enriched, Ca
         gap_us_N=gap_us_N,
         since_session_us_N=events.time_us - session_start_us_N,
         since_key_us_NK=since_key_us_NK,
+        pause_us_NK=pause_us_NK,
         hour_N=hour_N,
         weekday_N=weekday_N,
         amount_log_N=amounts.log_N,
@@ -154,6 +165,7 @@ def enrich(events: Events, carry: Carry, spec: EnrichSpec) -> tuple[Enriched, Ca
         session_start_us_U=span.last(session_start_us_N, carry.session_start_us_U),
         session_first_U=span.last(session_first_N, carry.session_first_U),
         key_time_us_UK=key_time_us_UK,
+        key_pause_UK=key_pause_UK,
         amount_count_U=amounts.count_U,
         amount_sum_U=amounts.sum_U,
         amount_square_U=amounts.square_U,
@@ -223,6 +235,32 @@ def _since_key(events: Events, span: _Span, carry: Carry, spec: EnrichSpec) -> t
     return since_NK, times_UK
 
 
+def _pauses(
+    events: Events, span: _Span, carry: Carry, spec: EnrichSpec, gap_us_N: IntArray, since_key_us_NK: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Return the longest gap since the last event of each key type [N, K], -1 = never, and that of each user [U, K].
+
+    Strictly before the event, as in `_since_key`; the gap that ends with the event counts. Runs of harmless events put
+    in between stretch the time since a step, not this. The second is in tenths of a second.
+    """
+    pause_us_NK = np.empty((len(events), len(spec.key_types)), dtype=np.int64)
+    pauses_UK = carry.key_pause_UK.copy()
+    code_of = {str(value): code for code, value in enumerate(events.type.values)}
+    unit_N = np.minimum(np.maximum(gap_us_N, 0) // PAUSE_UNIT_US, _MAX_PAUSE)
+    for k, name in enumerate(spec.key_types):
+        is_key_N = events.type.codes_N == code_of.get(name, NULL_CODE - 1)
+        # What follows a key event starts anew, and so does each user: the number of the start in the high bits.
+        starts_N = span.is_first_N.copy()
+        starts_N[1:] |= is_key_N[:-1]
+        carried_N = np.where(span.is_first_N, carry.key_pause_UK[span.user_N, k], 0)
+        high_N = np.cumsum(starts_N) << _PAUSE_SHIFT
+        running_N = np.maximum.accumulate(high_N + np.maximum(unit_N, carried_N)) - high_N
+        pause_us_NK[:, k] = np.where(since_key_us_NK[:, k] < 0, -1, running_N * PAUSE_UNIT_US)
+        since_start_N = np.where(is_key_N | (since_key_us_NK[:, k] < 0), 0, running_N)
+        pauses_UK[:, k] = span.last(since_start_N, carry.key_pause_UK[:, k])
+    return pause_us_NK, pauses_UK
+
+
 class _Amounts(NamedTuple):
     log_N: FloatArray | None
     count_N: IntArray | None
@@ -242,26 +280,26 @@ def _amounts(events: Events, span: _Span, carry: Carry) -> _Amounts:
     log_N = np.sign(events.amount) * np.log1p(np.abs(events.amount))
     has_N = ~np.isnan(log_N)
     known_N = np.where(has_N, log_N, 0.0)
-    unit_N = np.rint(known_N * _AMOUNT_UNIT).astype(np.int64)
+    unit_N = np.rint(known_N * AMOUNT_UNIT).astype(np.int64)
     count_N, count_U = span.sum_before(has_N.astype(np.int64), carry.amount_count_U)
     sum_N, sum_U = span.sum_before(unit_N, carry.amount_sum_U)
-    squared_N = np.rint(known_N**2 * _SQUARE_UNIT).astype(np.int64)
+    squared_N = np.rint(known_N**2 * SQUARE_UNIT).astype(np.int64)
     square_N, square_U = span.sum_before(squared_N, carry.amount_square_U)
     # A running maximum that starts anew at each user: the user's code in the high bits.
     high_N = span.user_N.astype(np.int64) << _USER_SHIFT
-    running_N = np.maximum.accumulate(high_N + np.where(has_N, unit_N, _NO_MAX)) - high_N
+    running_N = np.maximum.accumulate(high_N + np.where(has_N, unit_N, NO_MAX)) - high_N
     running_N = np.maximum(running_N, carry.amount_max_U[span.user_N])
     max_N = span.previous(running_N, carry.amount_max_U)
     some_N = np.where(count_N > 0, count_N, 1)
-    mean_N = np.where(count_N > 0, sum_N / _AMOUNT_UNIT / some_N, np.nan)
-    variance_N = np.maximum(square_N / _SQUARE_UNIT / some_N - (sum_N / _AMOUNT_UNIT / some_N) ** 2, 0.0)
+    mean_N = np.where(count_N > 0, sum_N / AMOUNT_UNIT / some_N, np.nan)
+    variance_N = np.maximum(square_N / SQUARE_UNIT / some_N - (sum_N / AMOUNT_UNIT / some_N) ** 2, 0.0)
     spread_N = np.where(count_N > 1, np.sqrt(variance_N), np.nan)
     return _Amounts(
         log_N,
         count_N,
         mean_N,
         spread_N,
-        np.where(count_N > 0, max_N / _AMOUNT_UNIT, np.nan),
+        np.where(count_N > 0, max_N / AMOUNT_UNIT, np.nan),
         count_U,
         sum_U,
         square_U,

@@ -14,15 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fraud.contexts import Scope, context_rows
-from fraud.enrich import Enriched
+from fraud.enrich import AMOUNT_UNIT, Enriched
 from fraud.entities import RISK_NAMES
 from fraud.events import NULL_CODE, IntArray, Text
-from fraud.tokens import FIRST_ID, Risk, Vocabulary, encode_column, token_columns
+from fraud.tokens import FIRST_ID, Risk, Vocabulary, amount_deviation, encode_column, token_columns
 
 FeatureArray = npt.NDArray[np.float32]
 N_TYPES = 32
 N_LAST = 6
 WINDOWS = (("10m", 600), ("1h", 3600), ("1d", 86_400), ("7d", 604_800))
+AMOUNT_WINDOWS = (("1d", 86_400), ("7d", 604_800), ("14d", 1_209_600), ("28d", 2_419_200))
+_UNUSUAL = 2.0  # spreads above the user's mean from which on an amount counts as unusual
 _SECOND_US = 10**6
 _NamedColumn = tuple[str, npt.NDArray[np.generic]]
 
@@ -58,7 +60,7 @@ def _columns(
     context_R = context_rows(enriched, spec.scope, spec.max_events)[rows_R]
     starts = {"context": context_R}
     if enriched.events.has_clock:
-        starts |= _window_rows(enriched, rows_R, context_R)
+        starts |= _window_rows(enriched, rows_R, context_R, WINDOWS)
     yield from _own_columns(enriched, risk, vocabulary, rows_R)
     for name, start_R in starts.items():
         yield f"events:{name}", rows_R - start_R + 1
@@ -67,6 +69,7 @@ def _columns(
         yield from _last_events(enriched, vocabulary, rows_R, context_R)
         yield from _bigram_counts(enriched, vocabulary, rows_R, context_R)
         yield from _elapsed(enriched, vocabulary, rows_R, context_R)
+        yield from _recent_amounts(enriched, rows_R, context_R)
 
 
 def _own_columns(enriched: Enriched, risk: Risk, vocabulary: Vocabulary, rows_R: IntArray) -> Iterator[_NamedColumn]:
@@ -85,9 +88,7 @@ def _own_columns(enriched: Enriched, risk: Risk, vocabulary: Vocabulary, rows_R:
         yield "gap_s", _seconds(enriched.gap_us_N[rows_R])
         yield "since_session_s", enriched.since_session_us_N[rows_R] / _SECOND_US
         yield "weekday", enriched.weekday_N[rows_R]
-    if enriched.amount_log_N is not None and enriched.past_mean_N is not None and enriched.past_spread_N is not None:
-        spread_R = np.maximum(enriched.past_spread_N[rows_R], 0.05)  # a user who always pays the same: 5 % is one step
-        yield "amount_deviation", (enriched.amount_log_N[rows_R] - enriched.past_mean_N[rows_R]) / spread_R
+    if enriched.past_mean_N is not None:
         yield "past_mean", enriched.past_mean_N[rows_R]
     if enriched.past_count_N is not None:
         yield "past_amounts", enriched.past_count_N[rows_R]
@@ -96,9 +97,11 @@ def _own_columns(enriched: Enriched, risk: Risk, vocabulary: Vocabulary, rows_R:
             yield f"{what}:{name}", risk_NR[rows_R, r]
 
 
-def _window_rows(enriched: Enriched, rows_R: IntArray, context_R: IntArray) -> dict[str, IntArray]:
+def _window_rows(
+    enriched: Enriched, rows_R: IntArray, context_R: IntArray, windows: tuple[tuple[str, int], ...]
+) -> dict[str, IntArray]:
     """Return the first row of each window of time, by name: at most so old, and inside the context."""
-    longest_us = WINDOWS[-1][1] * _SECOND_US
+    longest_us = windows[-1][1] * _SECOND_US
     # One clock for all users that never runs backwards: idle time is cut at just over the longest window, and the
     # same lies between two users, so no window reaches across either.
     step_us_N = np.minimum(np.maximum(enriched.gap_us_N, 0), longest_us + 1)
@@ -106,8 +109,33 @@ def _window_rows(enriched: Enriched, rows_R: IntArray, context_R: IntArray) -> d
     clock_us_N = np.cumsum(step_us_N)
     return {
         name: np.maximum(np.searchsorted(clock_us_N, clock_us_N[rows_R] - seconds * _SECOND_US), context_R)
-        for name, seconds in WINDOWS
+        for name, seconds in windows
     }
+
+
+def _recent_amounts(enriched: Enriched, rows_R: IntArray, context_R: IntArray) -> Iterator[_NamedColumn]:
+    """Yield how the user's latest amounts lie beside their usual ones: those of a stolen card are high together.
+
+    Sums are of integers, so that they do not depend on where the rows begin.
+    """
+    amount_N, mean_N = enriched.amount_log_N, enriched.past_mean_N
+    if amount_N is None or mean_N is None:
+        return
+    for back in range(1, N_LAST):
+        row_R = np.maximum(rows_R - back, 0)
+        is_there_R = rows_R - back >= context_R
+        yield f"amount_over_mean_{back}", np.where(is_there_R, amount_N[row_R] - mean_N[row_R], np.nan)
+    if not enriched.events.has_clock:
+        return
+    has_N = ~np.isnan(amount_N)
+    unit_N = np.rint(np.where(has_N, amount_N, 0.0) * AMOUNT_UNIT).astype(np.int64)
+    unit_N1 = np.concatenate([[0], np.cumsum(unit_N)])
+    has_N1, unusual_N1 = _running_count(has_N), _running_count(amount_deviation(enriched) > _UNUSUAL)
+    for name, start_R in _window_rows(enriched, rows_R, context_R, AMOUNT_WINDOWS).items():
+        count_R = has_N1[rows_R] - has_N1[start_R]
+        recent_R = (unit_N1[rows_R] - unit_N1[start_R]) / AMOUNT_UNIT / np.maximum(count_R, 1)
+        yield f"recent_mean_over_mean:{name}", np.where(count_R > 0, recent_R - mean_N[rows_R], np.nan)
+        yield f"unusual_amounts:{name}", unusual_N1[rows_R] - unusual_N1[start_R]
 
 
 def _type_ids(enriched: Enriched, vocabulary: Vocabulary) -> npt.NDArray[np.int16]:
@@ -162,11 +190,12 @@ def _bigram_counts(
 def _elapsed(
     enriched: Enriched, vocabulary: Vocabulary, rows_R: IntArray, context_R: IntArray
 ) -> Iterator[_NamedColumn]:
-    """Yield the time since the last event of each key type, and of each frequent type within the context."""
+    """Yield the time and the longest gap since each key type, and the time since each frequent type in the context."""
     if not enriched.events.has_clock:
         return
     for k, name in enumerate(enriched.spec.key_types):
         yield f"since_key:{name}_s", _seconds(enriched.since_key_us_NK[rows_R, k])
+        yield f"pause:{name}_s", _seconds(enriched.pause_us_NK[rows_R, k])
     ids_N, time_us_N = _type_ids(enriched, vocabulary), enriched.events.time_us
     all_rows_N = np.arange(len(ids_N))
     for t, name in enumerate(vocabulary.types[:N_TYPES]):

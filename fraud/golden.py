@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,18 +18,19 @@ import numpy as np
 from fraud.config import Config
 from fraud.contexts import sequences
 from fraud.enrich import empty_carry
-from fraud.entities import EntityTable, entity_table
+from fraud.entities import NEVER_KNOWN_US, EntityTable, entity_table
 from fraud.errors import BundleError
 from fraud.events import Events, FloatArray, ObjectArray, Text, text_from_objects
 from fraud.runtime import StepModel
-from fraud.scoring import NetworkModel, Scored, Scorer, enrich_spec, risk_of, score_events
-from fraud.tokens import Field, Vocabulary, encode
+from fraud.scoring import FusedModel, LogitModel, NetworkModel, Scored, Scorer, enrich_spec, risk_of, score_events
+from fraud.tokens import Field, Risk, Vocabulary, encode
 
 TOLERANCE = 1e-4  # of a logit: another processor's rounding stays under 1e-5, a swapped id does not
 _START_US = 1_700_000_000_000_000
 _N_VALUES = 64
-_SOURCES = ("vocabulary.json", "weights.safetensors", "window.onnx", "step.onnx", "boosting.onnx")
-# An exported network may take one way through few windows and another through many (`fraud.export`): both are checked.
+_SOURCES = ("vocabulary.json", "fusion.json", "weights.safetensors", "window.onnx", "step.onnx", "boosting.onnx")
+# An exported network may take one way through few windows and another through many (`fraud.models.recurrent_graph`):
+# both are checked.
 _MANY_USERS = 56
 _FEW_USERS = 4
 
@@ -55,11 +57,16 @@ def check_golden(scorer: Scorer, files: Mapping[str, bytes]) -> None:
         if sources.get(name) != golden.sources.get(name):
             raise BundleError(f"{name}: not the file that the golden scores came from (sha256 in golden.json)")
     scored = _scored(scorer, golden.events, golden.events)
+    risk = risk_of(golden.events, golden_tables(golden.events))
     _compare(scored.logit_N, golden.logit_N, "the golden events")
     few = golden.events.take_users(0, min(_FEW_USERS, golden.events.n_users))
     _compare(_scored(scorer, few, golden.events).logit_N, golden.logit_N[: len(few)], "a few golden users")
-    if "step.onnx" in files:
-        _compare_steps(StepModel(files["step.onnx"]), scorer, scored, golden)
+    for name, content in files.items():
+        folder, _, file = name.rpartition("/")
+        if file == "step.onnx":
+            member = _member(scorer.model, folder.removeprefix("members/"))
+            expected_N = golden.logit_N if member is scorer.model else member.logits(scored.enriched, risk)
+            _compare_steps(StepModel(content), replace(scorer, model=member), scored, expected_N, risk)
 
 
 def golden_events(config: Config, vocabulary: Vocabulary) -> Events:
@@ -91,10 +98,10 @@ def golden_events(config: Config, vocabulary: Vocabulary) -> Events:
 
 
 def golden_tables(events: Events) -> dict[str, EntityTable]:
-    """Return the entity tables of the golden events: every ninth event is a fraud that became known a day later."""
-    is_fraud_N = (np.arange(len(events)) % 9 == 0).astype(np.int64)
-    known_us_N = events.time_us + 86_400 * 10**6
-    return {n: entity_table(c, events.time_us, is_fraud_N, known_us_N) for n, c in events.entity.items()}
+    """Return the entity tables of the golden events: every ninth event is a fraud, and all is known a day later."""
+    is_fraud_N, known_us_N = np.arange(len(events)) % 9 == 0, events.time_us + 86_400 * 10**6
+    fraud_us_N, honest_us_N = (np.where(of_N, known_us_N, NEVER_KNOWN_US) for of_N in (is_fraud_N, ~is_fraud_N))
+    return {n: entity_table(c, events.time_us, fraud_us_N, honest_us_N) for n, c in events.entity.items()}
 
 
 def golden_to_json(golden: Golden) -> str:
@@ -152,7 +159,11 @@ def golden_from_json(text: str, config: Config) -> Golden:
 
 
 def _sources(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(files[name]).hexdigest() for name in _SOURCES if name in files}
+    return {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in sorted(files.items())
+        if name.rpartition("/")[2] in _SOURCES
+    }
 
 
 def _scored(scorer: Scorer, events: Events, known: Events) -> Scored:
@@ -161,23 +172,28 @@ def _scored(scorer: Scorer, events: Events, known: Events) -> Scored:
     return score_events(scorer, events, carry, golden_tables(known))[0]
 
 
-def _compare_steps(step: StepModel, scorer: Scorer, scored: Scored, golden: Golden) -> None:
-    """Compare the logits of one event at a time with the golden ones, in the first window of each sequence."""
+def _member(model: LogitModel, name: str) -> LogitModel:
+    """Return a member of a fused model, or the model itself."""
+    return model.members[model.fusion.members.index(name)] if isinstance(model, FusedModel) else model
+
+
+def _compare_steps(step: StepModel, scorer: Scorer, scored: Scored, logit_N: FloatArray, risk: Risk) -> None:
+    """Compare the logits of one event at a time with those of windows, in the first window of each sequence."""
     if not isinstance(scorer.model, NetworkModel) or step.n_fields != len(scorer.model.vocabulary.fields):
         raise BundleError("step.onnx: not a step of the network in window.onnx")
-    tokens_NF = encode(scored.enriched, risk_of(golden.events, golden_tables(golden.events)), scorer.model.vocabulary)
+    tokens_NF = encode(scored.enriched, risk, scorer.model.vocabulary)
     starts_S = sequences(scored.enriched, scorer.config.sessions.scope).starts_S1
     lengths_S = np.minimum(np.diff(starts_S), scorer.config.sessions.max_events)
     # Longest first, so that those still going are always the first ones.
     order_S = np.argsort(-lengths_S, kind="stable")
     starts_S, lengths_S = starts_S[:-1][order_S], lengths_S[order_S]
     state_SN = step.initial_state(len(starts_S))
-    logit_N = golden.logit_N.copy()
+    expected_N, logit_N = logit_N, logit_N.copy()
     for position in range(int(lengths_S[0])):
         rows = starts_S[: int((lengths_S > position).sum())] + position
         state_SN, logit_S = step.step(tokens_NF[rows].astype(np.int64), state_SN[: len(rows)])
         logit_N[rows] = logit_S
-    _compare(logit_N, golden.logit_N, "the golden events, one at a time (step.onnx)")
+    _compare(logit_N, expected_N, "the golden events, one at a time (step.onnx)")
 
 
 def _compare(logit_N: FloatArray, expected_N: FloatArray, what: str) -> None:

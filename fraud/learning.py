@@ -1,35 +1,28 @@
-"""From a prepared set to a judged scorer: fit, calibrate, set the policy, judge, bundle.
+"""From a prepared set to a fitted model: its files, and its logits of the validation and the test period.
 
-What is judged is what is promoted: validation and test logits come from the exported model through the functions that
-score in production, not from torch or scikit-learn. The choice between scorers looks at the first half of the
-validation users, calibration is fitted on the second, the test period is touched once.
+What is judged is what is promoted: the logits come from the exported model through the functions that score in
+production, not from torch or scikit-learn. `fraud.judging` makes figures of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from fraud.batches import Windows, windows
-from fraud.bundle import Bundle, BundleParts, write_bundle
-from fraud.calibration import Calibration, fit_calibration
+from fraud.batches import Windows, context_windows
 from fraud.config import Config
-from fraud.decisions import Policy, fit_policy
 from fraud.errors import ConfigError, DataError
-from fraud.events import BoolArray, FloatArray, IntArray
+from fraud.events import BoolArray, FloatArray
 from fraud.labels import check_any_fraud
-from fraud.logs import Log
-from fraud.metrics import Examples, Metrics, average_precision, evaluate
-from fraud.models import MODELS, FeatureModel, TokenModel
-from fraud.preparation import Prepared, Progress, prepare
+from fraud.manifest import MEMBERS
+from fraud.models import MODELS, FeatureModel, FusedModel, TokenModel, check_names
+from fraud.models.fusion import N_FOLDS, cross_fitted, fit_fusion
+from fraud.preparation import Prepared, without_test
 from fraud.runtime import TreeModel, WindowModel
 from fraud.scoring import tree_logits, window_logits
 
@@ -41,36 +34,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedModel:
-    """A fitted model as the files of a bundle, and its logits: float64 of the validation and test examples, by row."""
+    """A fitted model as the files of a bundle, and its logits: float64 of the validation and test examples, by row.
+
+    choice_logit_V: what a choice between scorers may look at, where that is not validation_logit_V: of a stack, logits
+    from weights that the event's user had no part in.
+    """
 
     name: str
     model_files: Mapping[str, bytes]
     validation_logit_V: FloatArray
     test_logit_T: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A fitted model with its calibration, policy and figures. choice_ap: AP on the first half of validation users."""
-
-    fitted: FittedModel
-    calibration: Calibration
-    policy: Policy
-    choice_ap: float | None
-    validation: Metrics
-    test: Metrics
-    test_examples: Examples
-
-
-def train(log: Log, config: Config, directory: Path | str, *, progress: Progress | None = None) -> Bundle:
-    """Return the bundle of one scorer trained on a log and written to `directory`, which must not exist.
-
-    For notebooks; `fraud train` does the same with tracking and resume. Raises ConfigError and DataError.
-    """
-    with TemporaryDirectory(prefix="fraud-prepared-") as work:
-        prepared = prepare(log, config, Path(work) / "set", progress=progress or _ignore)
-        judged = judge(fit_model(prepared, config, resume=None, report=lambda _: None), prepared, config)
-        return write_bundle(Path(directory), bundle_parts(judged, prepared, config, packages={}))
+    choice_logit_V: FloatArray | None = None
 
 
 def fit_model(prepared: Prepared, config: Config, *, resume: TrainingState | None, report: Report) -> FittedModel:
@@ -79,69 +53,94 @@ def fit_model(prepared: Prepared, config: Config, *, resume: TrainingState | Non
     report is called after each epoch of a network. Raises ConfigError for a model that does not exist, DataError where
     a period has no known fraud.
     """
-    if config.model.name not in MODELS:
-        raise ConfigError(f"model.name = {config.model.name!r}: no such model; known here: {', '.join(sorted(MODELS))}")
+    check_names([config.model.name], "model.name")
+    check_periods(prepared)
+    return _fit(prepared, config, resume=resume, report=report)
+
+
+def fit_for_choice(prepared: Prepared, config: Config, *, report: Report) -> FittedModel:
+    """Return the model that the configuration names as `fit_model` fits it, without a look at the test period.
+
+    Its test_logit_T is empty. Raises ConfigError for a model that does not exist, DataError where a period that is
+    looked at has no known fraud.
+    """
+    check_names([config.model.name], "model.name")
+    check_learnable(prepared)
+    return _fit(without_test(prepared), config, resume=None, report=report)
+
+
+def _fit(prepared: Prepared, config: Config, *, resume: TrainingState | None, report: Report) -> FittedModel:
+    model = MODELS[config.model.name]
+    if isinstance(model, TokenModel):
+        return _fit_network(prepared, config, resume=resume, report=report)
+    if isinstance(model, FeatureModel):
+        return _fit_trees(model, prepared, config)
+    check_members(config.model.members)
+    members = {
+        name: _fit(prepared, member_config(config, name), resume=None, report=report) for name in config.model.members
+    }
+    return fit_fused(members, prepared, config)
+
+
+def check_periods(prepared: Prepared) -> None:
+    """Raise DataError where nothing can be learned, or nothing judged: no fraud is known in time, no test example."""
+    check_learnable(prepared)
+    if not prepared.tests_N.any():
+        raise DataError("the test period holds no labelled decision event: nothing could be judged (check [split])")
+
+
+def check_learnable(prepared: Prepared) -> None:
+    """Raise DataError where nothing can be learned: no fraud is known in time."""
     for rows_N, period in (
         (prepared.trains_N, "the training period"),
         (prepared.validates_N, "the validation period (what was known at its end)"),
     ):
         check_any_fraud(int((prepared.label_N[rows_N] == 1).sum()), period)
-    if not prepared.tests_N.any():
-        raise DataError("the test period holds no labelled decision event: nothing could be judged (check [split])")
-    model = MODELS[config.model.name]
-    if isinstance(model, TokenModel):
-        return _fit_network(model, prepared, config, resume=resume, report=report)
-    return _fit_trees(model, prepared, config)
 
 
-def judge(fitted: FittedModel, prepared: Prepared, config: Config) -> Judged:
-    """Return the model with its calibration, policy and figures; the only place where test labels are read."""
-    valid_V, test_T = np.flatnonzero(prepared.validates_N), np.flatnonzero(prepared.tests_N)
-    label_V = prepared.label_N[valid_V]
-    is_first_V = prepared.half_U[prepared.user_N[valid_V]] < 0.5
-    # With hardly a fraud in the second half the whole period calibrates; nothing is chosen by a calibration.
-    calibrates_V = ~is_first_V if (label_V[~is_first_V] == 1).any() else np.ones(len(valid_V), dtype=np.bool_)
-    calibration = fit_calibration(fitted.validation_logit_V[calibrates_V], label_V[calibrates_V])
-    validation = _examples(prepared, valid_V, calibration.scores(fitted.validation_logit_V), config)
-    policy = fit_policy(validation.score_N, validation.amount_N, config=config.policy)
-    test = _examples(prepared, test_T, calibration.scores(fitted.test_logit_T), config)
-    return Judged(
-        fitted=fitted,
-        calibration=calibration,
-        policy=policy,
-        choice_ap=average_precision(fitted.validation_logit_V[is_first_V], label_V[is_first_V]),
-        validation=_figures(validation, policy, config),
-        test=_figures(test, policy, config),
-        test_examples=test,
+def check_members(names: Sequence[str]) -> None:
+    """Raise ConfigError where these scorers cannot be stacked: a fused scorer needs two or more others, once each."""
+    check_names(names, "model.members")
+    if len(names) < 2 or len(set(names)) != len(names) or any(isinstance(MODELS[name], FusedModel) for name in names):
+        raise ConfigError(f"model.members = {list(names)}: a fused scorer stacks two or more other scorers, once each")
+
+
+def member_config(config: Config, name: str) -> Config:
+    """Return the configuration that trains one member of a fused scorer."""
+    return replace(config, model=replace(config.model, name=name))
+
+
+def fit_fused(members: Mapping[str, FittedModel], prepared: Prepared, config: Config) -> FittedModel:
+    """Return the stack of fitted members, its weights fitted on the first half of the validation users.
+
+    Raises ConfigError for fewer than two members, DataError where that half holds one class only.
+    """
+    names = tuple(members)
+    check_members(names)
+    valid_V = np.flatnonzero(prepared.validates_N)
+    share_V, label_V = prepared.half_U[prepared.user_N[valid_V]], prepared.label_N[valid_V]
+    is_first_V = share_V < 0.5
+    logit_VM = np.stack([one.validation_logit_V for one in members.values()], axis=1)
+    fusion = fit_fusion(names, logit_VM[is_first_V], label_V[is_first_V])
+    fold_V = np.floor(share_V * 2 * N_FOLDS).astype(np.int64)
+    choice_V = fusion.logits(logit_VM)
+    choice_V[is_first_V] = cross_fitted(names, logit_VM[is_first_V], label_V[is_first_V], fold_V[is_first_V])
+    files = {"fusion.json": fusion.to_json().encode()}
+    for name, one in members.items():
+        files |= {f"{MEMBERS}/{name}/{file}": content for file, content in one.model_files.items()}
+    return FittedModel(
+        name="fused",
+        model_files=files,
+        validation_logit_V=fusion.logits(logit_VM),
+        test_logit_T=fusion.logits(np.stack([one.test_logit_T for one in members.values()], axis=1)),
+        choice_logit_V=choice_V,
     )
 
 
-def bundle_parts(judged: Judged, prepared: Prepared, config: Config, *, packages: Mapping[str, str]) -> BundleParts:
-    """Return what `write_bundle` writes for a judged model."""
-    validation = judged.calibration.scores(judged.fitted.validation_logit_V)
-    metrics = {"test": judged.test.to_json(), "validation": judged.validation.to_json(), "choice_ap": judged.choice_ap}
-    return BundleParts(
-        name=judged.fitted.name,
-        config=config,
-        vocabulary=prepared.vocabulary,
-        model_files=judged.fitted.model_files,
-        calibration=judged.calibration,
-        policy=judged.policy,
-        reference=_reference(prepared, validation),
-        metrics=metrics,
-        model_card=_model_card(judged, prepared, config),
-        fingerprint=prepared.fingerprint,
-        newest_event=_instant(prepared.newest_event_us),
-        newest_label=None if prepared.newest_label_us is None else _instant(prepared.newest_label_us),
-        packages=packages,
-    )
-
-
-def _fit_network(
-    model: TokenModel, prepared: Prepared, config: Config, *, resume: TrainingState | None, report: Report
-) -> FittedModel:
+def _fit_network(prepared: Prepared, config: Config, *, resume: TrainingState | None, report: Report) -> FittedModel:
     # torch loads in a second or two; a process that only scores must not pay for it.
-    from fraud.export import step_onnx, window_onnx
+    from fraud.models.network import build_network, export_network, weights_of
+    from fraud.pretraining import pretrained
     from fraud.training import TrainingSet, best_network, fit
 
     chosen = _windows(prepared, config)
@@ -154,24 +153,30 @@ def _fit_network(
         held_out_N=prepared.trains_N & held_out_N,
     )
     base_rate = float(np.clip(prepared.label_N[prepared.trains_N].mean(), 1e-6, 0.5))
-    network = model.build(
+    network = build_network(
         prepared.vocabulary.field_shapes,
         config.model,
         dropout=config.training.dropout,
         base_rate=base_rate,
         seed=config.training.seed,
     )
+    if config.training.pretrain != "none":
+        unlabelled = replace(
+            training_set,
+            label_N=np.zeros_like(prepared.label_N),
+            trained_N=prepared.in_training_N & ~held_out_N,
+            held_out_N=prepared.in_training_N & held_out_N,
+        )
+        network, resume = pretrained(network, unlabelled, config.training, resume=resume, report=report)
     state = resume
     for epoch in fit(network, training_set, config.training, resume=resume):
         state = epoch.state
         report(epoch)
     assert state is not None  # there is at least one epoch
-    weights = {name: tensor.numpy() for name, tensor in best_network(network, state).state_dict().items()}
-    field_sizes = prepared.vocabulary.field_sizes
+    weights = weights_of(best_network(network, state))
     files = {
         "weights.safetensors": save_tensors(weights),
-        "window.onnx": window_onnx(weights, field_sizes),
-        "step.onnx": step_onnx(weights, field_sizes),
+        **export_network(weights, prepared.vocabulary.field_shapes, config.model),
     }
     scored_N = prepared.validates_N | prepared.tests_N
     logit_N = window_logits(
@@ -220,7 +225,8 @@ def _fit_trees(model: FeatureModel, prepared: Prepared, config: Config) -> Fitte
 
 def _windows(prepared: Prepared, config: Config) -> Windows:
     starts_S1 = np.asarray(prepared.sequence_starts_S1)
-    return windows(starts_S1, np.zeros(len(starts_S1) - 1, dtype=np.int64), config.sessions.max_events)
+    first_S = np.zeros(len(starts_S1) - 1, dtype=np.int64)
+    return context_windows(starts_S1, first_S, config.sessions.max_events, causal=config.model.causal)
 
 
 def _holding(chosen: Windows, wanted_N: BoolArray) -> Windows:
@@ -232,59 +238,3 @@ def _holding(chosen: Windows, wanted_N: BoolArray) -> Windows:
 
 def _held_out(prepared: Prepared, config: Config) -> BoolArray:
     return (prepared.held_out_U < config.training.held_out)[prepared.user_N]
-
-
-def _examples(prepared: Prepared, rows_R: IntArray, score_R: FloatArray, config: Config) -> Examples:
-    return Examples(
-        score_N=score_R,
-        label_N=prepared.label_N[rows_R],
-        user_N=prepared.user_N[rows_R].astype(np.int64),
-        amount_N=None if config.fields.amount is None else prepared.amount_N[rows_R],
-    )
-
-
-def _figures(examples: Examples, policy: Policy, config: Config) -> Metrics:
-    return evaluate(
-        examples,
-        alert_budget=config.policy.alert_budget,
-        threshold=policy.review_at,
-        costs=policy.costs,
-        seed=config.training.seed,
-    )
-
-
-def _reference(prepared: Prepared, validation_scores: FloatArray) -> dict[str, Any]:  # Any: JSON
-    """Return what a monitor compares later logs with: percentiles of the score, and how often each id stands."""
-    row_T = np.flatnonzero(prepared.in_training_N)
-    histograms = {
-        field.name: np.bincount(prepared.tokens_NF[row_T, f], minlength=field.size).tolist()
-        for f, field in enumerate(prepared.vocabulary.fields)
-    }
-    percentiles = np.percentile(validation_scores, np.arange(101)).tolist()
-    return {"score_percentiles": percentiles, "fields": histograms, "events": len(row_T)}
-
-
-def _model_card(judged: Judged, prepared: Prepared, config: Config) -> str:
-    test = judged.test
-    interval = "" if test.ap_ci is None else f" (95 % interval {test.ap_ci[0]:.3f} to {test.ap_ci[1]:.3f})"
-    ap = "undefined" if test.ap is None else f"{test.ap:.3f}{interval}"
-    return (
-        f"# {judged.fitted.name}\n\n"
-        f"Scores each event of a user with the probability of fraud, from at most {config.sessions.max_events} events "
-        f"up to it.\n\n"
-        f"- Made from {prepared.report['events']} events of {prepared.report['users']} users, the newest of "
-        f"{_instant(prepared.newest_event_us)}.\n"
-        f"- Average precision on the test period: {ap}; {test.n_positive} frauds among {test.n_test} examples.\n"
-        f"- Reviewed from a score of {judged.policy.review_at:.4g}, blocked from {judged.policy.block_at:.4g}.\n"
-        f"- Calibrated on {judged.calibration.n_positive} frauds and {judged.calibration.n_negative} other events "
-        f"of the validation period.\n\n"
-        f"Not for: users of another bank or another log, or types of event it has never seen; train it on your own.\n"
-    )
-
-
-def _instant(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds")
-
-
-def _ignore(_stage: str, _done: int, _all: int) -> None:
-    return None

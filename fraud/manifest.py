@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -22,8 +23,11 @@ from fraud.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MODEL_FILES = {"network": {"weights.safetensors", "window.onnx"}, "boosting": {"boosting.onnx"}}
+Kind = Literal["network", "boosting", "fused"]
+_NETWORK_FILES, _TREE_FILES = {"weights.safetensors", "window.onnx"}, {"boosting.onnx"}
 _OPTIONAL_FILES = {"step.onnx"}
+MEMBERS = "members"
+_MEMBER_FILE = re.compile(MEMBERS + r"/([a-z][a-z0-9_]{0,31})/([a-z]+\.[a-z]+)")
 _TEXT_FILES = {
     "config.toml", "vocabulary.json", "calibration.json", "policy.toml", "reference.json", "golden.json",
     "metrics.json", "MODEL_CARD.md",
@@ -38,7 +42,7 @@ class Manifest:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
     format_version: int
     name: str
-    kind: Literal["network", "boosting"]
+    kind: Kind
     fingerprint: str
     newest_event: str
     newest_label: str | None
@@ -52,12 +56,14 @@ class Manifest:
 _ADAPTER = TypeAdapter(Manifest)
 
 
-def check_weights(content: bytes, manifest: Manifest) -> None:
+def weight_shapes(files: Mapping[str, bytes]) -> dict[str, list[int]]:
+    """Return the shape of each tensor of each weights.safetensors, as FOLDER/TENSOR for those of members."""
+    return {name: list(tensor.shape) for name, tensor in sorted(_tensors(files).items())}
+
+
+def check_weights(files: Mapping[str, bytes], manifest: Manifest) -> None:
     """Raise BundleError for tensors that cannot be read, have other shapes, or numbers that no training leaves."""
-    try:
-        tensors = load_tensors(content)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"weights.safetensors: cannot be read ({error})") from None
+    tensors = _tensors(files)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if shapes != manifest.shapes:
         raise BundleError(f"weights.safetensors: shapes {shapes} are not those of manifest.json, {manifest.shapes}")
@@ -100,11 +106,9 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
 
 def read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     """Return the content of every file, each of them checked against its sha256."""
-    required = _TEXT_FILES | MODEL_FILES[manifest.kind]
     listed = set(manifest.files)
-    if not required <= listed or not listed <= required | _OPTIONAL_FILES:
-        raise BundleError(f"{directory}/{MANIFEST}: lists {sorted(listed)}; expected {sorted(required)}")
-    there = {entry.name for entry in directory.iterdir()} - {MANIFEST}
+    _check_listed(listed, manifest.kind, f"{directory}/{MANIFEST}")
+    there = _entries(directory) - {MANIFEST}
     if there != listed:
         raise BundleError(
             f"{directory}: missing {sorted(listed - there)}, not in the manifest {sorted(there - listed)}"
@@ -117,6 +121,58 @@ def read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
         if found != expected:
             raise BundleError(f"{path}: sha256 {found[:12]}… instead of {str(expected)[:12]}…: the file was changed")
     return files
+
+
+def _check_listed(listed: set[str], kind: Kind, where: str) -> None:
+    """Raise BundleError where the files are not those of a scorer of this kind."""
+    required = set(_TEXT_FILES)
+    optional: set[str] = set()
+    if kind != "fused":
+        required |= _TREE_FILES if kind == "boosting" else _NETWORK_FILES
+        optional = _OPTIONAL_FILES if kind == "network" else optional
+    else:
+        required.add("fusion.json")
+        by_member: dict[str, set[str]] = {}
+        for name in listed:
+            found = _MEMBER_FILE.fullmatch(name)
+            if found is not None:
+                by_member.setdefault(found[1], set()).add(found[2])
+        for member, names in by_member.items():
+            needed = _TREE_FILES if "boosting.onnx" in names else _NETWORK_FILES
+            required |= {f"{MEMBERS}/{member}/{name}" for name in needed}
+            optional |= {f"{MEMBERS}/{member}/{name}" for name in _OPTIONAL_FILES if needed is _NETWORK_FILES}
+    if not required <= listed or not listed <= required | optional:
+        raise BundleError(f"{where}: lists {sorted(listed)}; expected {sorted(required)}")
+
+
+def _entries(directory: Path) -> set[str]:
+    """Return the files below a bundle's directory; a folder that no bundle has is named as an entry of its own."""
+    names: set[str] = set()
+    for entry in directory.iterdir():
+        if entry.name != MEMBERS or entry.is_symlink() or not entry.is_dir():
+            names.add(entry.name)
+            continue
+        folders = list(entry.iterdir())
+        names |= set() if folders else {MEMBERS}
+        for folder in folders:
+            is_plain = folder.is_dir() and not folder.is_symlink()
+            files = {f"{MEMBERS}/{folder.name}/{file.name}" for file in folder.iterdir()} if is_plain else set[str]()
+            names |= files or {f"{MEMBERS}/{folder.name}"}
+    return names
+
+
+def _tensors(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for path, content in files.items():
+        folder, _, name = path.rpartition("/")
+        if name != "weights.safetensors":
+            continue
+        try:
+            found = load_tensors(content)
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from None
+        tensors |= {f"{folder}/{tensor}" if folder else tensor: array for tensor, array in found.items()}
+    return tensors
 
 
 def _digest(tree: Mapping[str, Any]) -> str:  # Any: JSON

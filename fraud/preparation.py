@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,26 +18,32 @@ import numpy as np
 import numpy.typing as npt
 
 from fraud.arrays import ArrayFiles, map_array
-from fraud.chunks import Chunk, Labelled, chunks, entity_tables, known_table, labelled, merged_tables
+from fraud.chunk_arrays import Encoded, encoded, padded_copies, supervised
+from fraud.chunks import (
+    Chunk,
+    chunks,
+    entity_tables,
+    known_table,
+    label_delay_us,
+    labelled,
+    merged_tables,
+)
 from fraud.config import Config, config_to_toml
-from fraud.contexts import sequences
 from fraud.enrich import Enriched
 from fraud.entities import EntityTable
 from fraud.errors import DataError
 from fraud.events import BoolArray, FloatArray, IntArray
-from fraud.features import FeatureArray, features
-from fraud.labels import NO_LABEL, Labels, no_labels
+from fraud.features import FeatureArray
+from fraud.labels import NO_LABEL
 from fraud.logs import Log
 from fraud.parallel import in_order
-from fraud.scoring import Tables, feature_spec, risk_of
-from fraud.sessions import n_reopened
-from fraud.splits import Cuts, Supervision, supervise, time_cuts, user_share
+from fraud.scoring import Tables, risk_of
+from fraud.splits import Cuts, time_cuts
 from fraud.tokens import (
     FieldCounts,
     TokenArray,
     Vocabulary,
     count_fields,
-    encode,
     fit_vocabulary,
     merge_counts,
     vocabulary_from_json,
@@ -94,6 +100,7 @@ def prepare(log: Log, config: Config, directory: Path, *, progress: Progress) ->
     vocabulary = fit_vocabulary(first, risk_of(first.events, tables), counts)
     with ArrayFiles(directory) as writer:
         report = _encode_pass(log, config, cuts, tables, vocabulary, writer, progress)
+        report["padded"] = _padded_pass(log, config, cuts, tables, vocabulary, writer, report, progress)
     if matched is not None:
         report["labels"] = len(matched)
         report["labels_unmatched"] = int((~matched).sum())
@@ -132,6 +139,16 @@ def open_prepared(directory: Path) -> Prepared:
     )
 
 
+def without_test(prepared: Prepared) -> Prepared:
+    """Return the prepared set as a choice may see it: no test example, and labels of the other periods alone."""
+    is_seen_N = prepared.trains_N | prepared.validates_N
+    return replace(
+        prepared,
+        label_N=np.where(is_seen_N, prepared.label_N, np.int8(NO_LABEL)),
+        tests_N=np.zeros(len(is_seen_N), dtype=np.bool_),
+    )
+
+
 def prepared_config(directory: Path) -> str | None:
     """Return the configuration (TOML text) that a prepared set was made under, None where there is no whole one."""
     try:
@@ -143,13 +160,6 @@ def prepared_config(directory: Path) -> str | None:
 def remove_prepared(directory: Path) -> None:
     """Remove a prepared set."""
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _supervised(chunk: Labelled, cuts: Cuts, config: Config) -> tuple[Labels, Supervision]:
-    """Return the labels of a chunk (none where nobody says) and what its events are for."""
-    labels = no_labels(chunk.enriched) if chunk.labels is None else chunk.labels
-    known = labels if chunk.known is None else chunk.known
-    return labels, supervise(chunk.enriched, labels, known, cuts, config, chunk.part_N)
 
 
 class _Counted(NamedTuple):
@@ -168,8 +178,8 @@ def _count_pass(
 
     def count(chunk: Chunk) -> _Counted:
         known = labelled(chunk, log, config, known_rows)
-        labels, supervision = _supervised(known, cuts, config)
-        tables = entity_tables(known.enriched, known.labels)
+        labels, supervision = supervised(known, cuts, config)
+        tables = entity_tables(known.enriched, known.labels, delay_us=label_delay_us(config))
         risk = risk_of(chunk.events, tables)
         counts = count_fields(known.enriched, risk, supervision.in_training_N)
         return _Counted(counts, tables, labels.matched_L, known.enriched)
@@ -191,18 +201,6 @@ def _count_pass(
     return merge_counts(counts), merged_tables(tables), first, matched
 
 
-class _Encoded(NamedTuple):
-    """The arrays of one chunk, rows and codes counted from its own start."""
-
-    arrays: dict[str, npt.NDArray[Any]]
-    n_events: int
-    n_users: int
-    n_sessions: int
-    newest_label_us: int | None
-    n_early: int
-    n_reopened: int
-
-
 def _encode_pass(
     log: Log,
     config: Config,
@@ -219,26 +217,26 @@ def _encode_pass(
     writer.append("sequence_starts_S1", np.zeros(1, dtype=np.int64))
     known_rows = known_table(log, cuts.as_of_us)
 
-    def encode_chunk(chunk: Chunk) -> _Encoded:
-        return _encoded(labelled(chunk, log, config, known_rows), config, cuts, tables, vocabulary)
+    def encode_chunk(chunk: Chunk) -> Encoded:
+        return encoded(labelled(chunk, log, config, known_rows), config, cuts, tables, vocabulary)
 
-    for encoded in in_order(encode_chunk, chunks(log)):
+    for one in in_order(encode_chunk, chunks(log)):
         offsets = {
             "sequence_starts_S1": n_events,
             "feature_row_R": n_events,
             "user_N": n_users,
             "session_N": n_sessions,
         }
-        for name, array in encoded.arrays.items():
+        for name, array in one.arrays.items():
             writer.append(name, array + offsets[name] if name in offsets else array)
         for name, digest in digests.items():
-            digest.update(np.ascontiguousarray(encoded.arrays[name]).tobytes())
-        newest += [] if encoded.newest_label_us is None else [encoded.newest_label_us]
-        n_events += encoded.n_events
-        n_users += encoded.n_users
-        n_sessions += encoded.n_sessions
-        n_early += encoded.n_early
-        reopened += encoded.n_reopened
+            digest.update(np.ascontiguousarray(one.arrays[name]).tobytes())
+        newest += [] if one.newest_label_us is None else [one.newest_label_us]
+        n_events += one.n_events
+        n_users += one.n_users
+        n_sessions += one.n_sessions
+        n_early += one.n_early
+        reopened += one.n_reopened
         progress("encode", n_events, log.n_events)
     return {
         "fingerprint": hashlib.sha256("".join(d.hexdigest() for d in digests.values()).encode()).hexdigest(),
@@ -251,36 +249,35 @@ def _encode_pass(
     }
 
 
-def _encoded(chunk: Labelled, config: Config, cuts: Cuts, tables: Tables, vocabulary: Vocabulary) -> _Encoded:
-    labels, supervision = _supervised(chunk, cuts, config)
-    enriched, events = chunk.enriched, chunk.enriched.events
-    risk = risk_of(events, tables)
-    rows_R = np.flatnonzero(supervision.trains_N | supervision.validates_N | supervision.tests_N)
-    used_N = (labels.label_N != NO_LABEL) & (supervision.trains_N | supervision.validates_N)
-    known_us = labels.known_us_N[used_N & (labels.known_us_N <= cuts.as_of_us)]
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "tokens_NF": encode(enriched, risk, vocabulary),
-        "sequence_starts_S1": sequences(enriched, config.sessions.scope).starts_S1[1:],
-        "user_N": events.user_codes(),
-        "session_N": (np.cumsum(enriched.session_opens_N) - 1).astype(np.int32),
-        "time_us_N": events.time_us,
-        "amount_N": events.amount if events.amount is not None else np.full(len(events), np.nan),
-        "label_N": supervision.label_N,
-        "in_training_N": supervision.in_training_N,
-        "trains_N": supervision.trains_N,
-        "validates_N": supervision.validates_N,
-        "tests_N": supervision.tests_N,
-        "features_RC": features(enriched, risk, vocabulary, feature_spec(config), rows_R),
-        "feature_row_R": rows_R,
-        "held_out_U": user_share(events.users, "held out", 0),
-        "half_U": user_share(events.users, "half", 0),
-    }
-    return _Encoded(
-        arrays,
-        len(events),
-        events.n_users,
-        int(enriched.session_opens_N.sum()),
-        int(known_us.max()) if len(known_us) else None,
-        labels.n_early,
-        n_reopened(events, enriched.session_opens_N),
-    )
+def _padded_pass(
+    log: Log,
+    config: Config,
+    cuts: Cuts,
+    tables: Tables,
+    vocabulary: Vocabulary,
+    writer: ArrayFiles,
+    report: Mapping[str, Any],  # Any: JSON
+    progress: Progress,
+) -> int:
+    """Write the padded copies of some training users after everything else, and return how many events these have.
+
+    They train and nothing else: they are in no vocabulary, no validation, no test and no count of the report.
+    """
+    if config.training.padded == 0.0:
+        return 0
+    n_rows, n_users, n_sessions, n_read = int(report["events"]), 0, int(report["sessions"]), 0
+    known_rows = known_table(log, cuts.as_of_us)
+
+    def pad_chunk(chunk: Chunk) -> tuple[dict[str, npt.NDArray[Any]], Chunk]:
+        return padded_copies(labelled(chunk, log, config, known_rows), config, cuts, tables, vocabulary), chunk
+
+    for arrays, chunk in in_order(pad_chunk, chunks(log)):
+        offsets = {"sequence_starts_S1": n_rows, "feature_row_R": n_rows, "user_N": n_users, "session_N": n_sessions}
+        for name, array in arrays.items():
+            writer.append(name, array + offsets[name] if name in offsets else array)
+        n_rows += len(arrays["tokens_NF"])
+        n_users += chunk.events.n_users
+        n_sessions += int(arrays["session_N"].max(initial=-1)) + 1
+        n_read += len(chunk.events)
+        progress("pad", n_read, log.n_events)
+    return n_rows - int(report["events"])

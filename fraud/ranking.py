@@ -34,19 +34,31 @@ class RankingFigures(NamedTuple):
     precision_R: FloatArray
 
 
-def ranking_figures(score_N: FloatArray, label_N: LabelArray, *, budget: float) -> RankingFigures:
-    """Return the figures of the examples as they are: one resample, in which each counts once."""
+def ranking_figures(
+    score_N: FloatArray, label_N: LabelArray, *, budget: float, weight_N: FloatArray | None = None
+) -> RankingFigures:
+    """Return the figures of the examples as they are: one resample, in which each counts once.
+
+    weight_N: how many examples each one stands for, where some were left out; None where each stands for itself.
+    """
     if len(score_N) == 0:
         return RankingFigures(*(np.full(1, np.nan) for _ in range(4)))
     order_N, starts_M = _stretches(score_N, label_N)
-    all_M = np.diff(starts_M, append=len(order_N)).astype(np.float64)
-    n_found_N = np.concatenate([[0.0], np.cumsum(label_N[order_N], dtype=np.float64)])
-    positive_M = np.diff(n_found_N[np.append(starts_M, len(order_N))])
+    all_N = np.ones(len(order_N)) if weight_N is None else weight_N[order_N]
+    all_M = np.add.reduceat(all_N, starts_M)
+    positive_M = np.add.reduceat(all_N * label_N[order_N], starts_M)
     return _figures(all_M[:, None], positive_M[:, None], budget)
 
 
 def resampled_ranking_figures(
-    score_N: FloatArray, label_N: LabelArray, user_N: IntArray, *, budget: float, seed: int, n_resamples: int
+    score_N: FloatArray,
+    label_N: LabelArray,
+    user_N: IntArray,
+    *,
+    budget: float,
+    seed: int,
+    n_resamples: int,
+    weight_N: FloatArray | None = None,
 ) -> RankingFigures:
     """Return the figures of each resample of the users; the resamples depend on the set of users and the seed alone."""
     users_U, user_N = np.unique(user_N, return_inverse=True)
@@ -60,10 +72,14 @@ def resampled_ranking_figures(
     block = max(_MIN_BLOCK, _BLOCK_CELLS // len(user_N))
     parts: list[RankingFigures] = []
     for weight_UR in user_weights(len(users_U), n_resamples=n_resamples, seed=seed, block=block):
-        all_MR = np.add.reduceat(weight_UR[user_N], starts_M, axis=0)
+        all_NR, fraud_FR = weight_UR[user_N], weight_UR[fraud_user]
+        if weight_N is not None:
+            all_NR *= weight_N[order_N][:, None]
+            fraud_FR *= weight_N[order_N][fraud_rows, None]
+        all_MR = np.add.reduceat(all_NR, starts_M, axis=0)
         positive_MR = np.zeros_like(all_MR)
         if len(fraud_rows):
-            positive_MR[fraud_M] = np.add.reduceat(weight_UR[fraud_user], fraud_starts, axis=0)
+            positive_MR[fraud_M] = np.add.reduceat(fraud_FR, fraud_starts, axis=0)
         parts.append(_figures(all_MR, positive_MR, budget))
     return RankingFigures(*(np.concatenate(figures) for figures in zip(*parts, strict=True)))
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fraud.batches import Windows, buckets, counted, gather, windows
+from fraud.batches import Windows, buckets, context_windows, counted, gather
 from fraud.calibration import Calibration
 from fraud.config import Config
 from fraud.contexts import sequences
@@ -23,6 +23,7 @@ from fraud.enrich import Carry, Enriched, EnrichSpec, empty_carry, enrich
 from fraud.entities import EntityTable, entity_risk
 from fraud.events import Events, FloatArray, IntArray
 from fraud.features import FeatureSpec, features
+from fraud.models.fusion import Fusion
 from fraud.parallel import in_order
 from fraud.runtime import TreeModel, WindowModel
 from fraud.splits import decides
@@ -40,7 +41,7 @@ class LogitModel(Protocol):
     """What makes scorers interchangeable: the logit of each event from its context."""
 
     @property
-    def kind(self) -> Literal["network", "boosting"]:
+    def kind(self) -> Literal["network", "boosting", "fused"]:
         """Return which files of a bundle hold it."""
         ...
 
@@ -67,7 +68,12 @@ class NetworkModel:
         """Return float64 [N]."""
         tokens_NF = encode(enriched, risk, self.vocabulary)
         cut = sequences(enriched, self.config.sessions.scope)
-        chosen = windows(cut.starts_S1, cut.first_position_S, self.config.sessions.max_events)
+        chosen = context_windows(
+            cut.starts_S1,
+            cut.first_position_S,
+            self.config.sessions.max_events,
+            causal=self.config.model.causal,
+        )
         return window_logits(self.network, tokens_NF, chosen)
 
 
@@ -88,6 +94,24 @@ class BoostingModel:
             rows_R = np.arange(first, min(first + FEATURE_ROWS, len(logit_N)))
             logit_N[rows_R] = self.trees.logits(features(enriched, risk, self.vocabulary, spec, rows_R))
         return logit_N
+
+
+@dataclass(frozen=True, slots=True)
+class FusedModel:
+    """A weighted sum of the logits of other models, in the order of `fusion.members`."""
+
+    fusion: Fusion
+    members: tuple[LogitModel, ...]
+    kind: Literal["fused"] = "fused"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary that all members share."""
+        return self.members[0].vocabulary
+
+    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
+        """Return float64 [N]."""
+        return self.fusion.logits(np.stack([member.logits(enriched, risk) for member in self.members], axis=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

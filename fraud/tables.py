@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from fraud.chunks import entity_tables, labelled_chunks, merged_tables
+from fraud.chunks import entity_tables, label_delay_us, labelled_chunks, merged_tables
 from fraud.config import Config, LabelsConfig, SplitConfig
 from fraud.decisions import DECISIONS
 from fraud.events import Events, IntArray
@@ -56,7 +57,9 @@ def tables_of(log: Log, config: Config) -> Tables:
     if not config.fields.entity or not config.log.has_clock:
         return {}
     parts = labelled_chunks(log, config, as_of_us=END_OF_TIME_US)
-    return merged_tables([entity_tables(chunk.enriched, chunk.labels) for chunk in parts])
+    return merged_tables(
+        [entity_tables(chunk.enriched, chunk.labels, delay_us=label_delay_us(config)) for chunk in parts]
+    )
 
 
 def scored_chunks(scorer: Scorer, log: Log, tables: Tables, partition: int) -> Iterator[tuple[Scored, pa.Array]]:
@@ -111,6 +114,33 @@ def score_table(scorer: Scorer, table: object) -> pa.Table:
 
     Rows that cannot be used are left out, and a warning is logged.
     """
+    return _score_table(scorer, table)[0]
+
+
+def score_rows(scorer: Scorer, table: object) -> pa.Table:
+    """Return EVENT_SCHEMA for an Arrow table or a DataFrame, one row for each of its rows and in their order.
+
+    A row that cannot be used holds nulls only, and a warning is logged; one that says again what another said (the
+    same event_id, the same values) has the same answer.
+    """
+    scores, log = _score_table(scorer, table)
+    (load,) = log.partitions
+    ordered = load()
+    used = pa.array(ordered.events.row)
+    # Where the answer to each row stands among the scores, -1 where there is none.
+    place_R = np.full(log.rows_in, -1, dtype=np.int64)
+    place_R[ordered.table["row"].take(used).to_numpy()] = np.arange(len(scores))
+    if log.n_duplicates:
+        others = pa.array(np.setdiff1d(np.arange(len(ordered.table)), ordered.events.row))
+        # No id holds a control character, so a line break tells the user from the event.
+        ids = pc.binary_join_element_wise(ordered.table["user"], ordered.table["event_id"], "\n")
+        found = pc.index_in(ids.take(others), value_set=ids.take(used))
+        place_R[ordered.table["row"].take(others).to_numpy()] = pc.fill_null(found, -1).to_numpy()
+    return scores.take(pa.array(place_R, mask=place_R < 0))
+
+
+def _score_table(scorer: Scorer, table: object) -> tuple[pa.Table, Log]:
+    """Return the scores by user and time, and the log they are of."""
     config = scoring_config(scorer.config, labels=None)
     log = from_table(table, config) if isinstance(table, pa.Table) else from_pandas(table, config)  # type: ignore[arg-type]
     if len(log.quarantine):
@@ -125,7 +155,7 @@ def score_table(scorer: Scorer, table: object) -> pa.Table:
         for partition in range(len(log.partitions))
         for scored, ids in scored_chunks(scorer, log, tables, partition)
     ]
-    return pa.concat_tables([EVENT_SCHEMA.empty_table(), *parts])
+    return pa.concat_tables([EVENT_SCHEMA.empty_table(), *parts]), log
 
 
 def _session_codes(scored: Scored) -> IntArray:

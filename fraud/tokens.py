@@ -23,15 +23,30 @@ from fraud.events import BoolArray, FloatArray, IntArray, Text
 
 PADDING_ID, UNKNOWN_ID, NONE_ID, FIRST_ID = 0, 1, 2, 3
 MAX_VALUES = 4096
+_TIME_FIELDS = frozenset({"session_start", "gap", "since_session", "hour"})
 # Even quantiles, and the tails: on the handbook's cards 22 % of the frauds are among the 0.2 % largest amounts; edges
 # at 1/64 ... 1/4096 from either end took an LSTM's AP on the first fold from .54 to .64.
 N_QUANTILES = 32
 N_BIGRAMS = 64
 _QUANTILE_BITS = 40  # of a float64: keeps 12 bits of mantissa, so a quantile is exact to 1 part in 4,096
 _TENTH_SECOND_US = 10**5
+_N_SHARES = 17  # buckets of a share: 0, up to 1/16, ... up to 1
+_SMALLEST_SPREAD = 0.05  # of log amounts: to a user who always pays the same, 5 % more is one step
+# Of all risks those that a network gets as a field each; boosting reads all.
+_RISK_FIELDS = (
+    "known_frauds_7d",
+    "known_frauds_28d",
+    "volume_28d",
+    "fraud_share_7d",
+    "fraud_share_28d",
+    "fraud_run",
+    "fraud_run_days",
+    "days_since_last_fraud",
+)
 
 TokenArray = npt.NDArray[np.int16]
-Kind = Literal["text", "quantile", "octave", "small"]
+Kind = Literal["text", "quantile", "octave", "share", "small"]
+ORDERED_KINDS: tuple[Kind, ...] = ("quantile", "octave", "share")
 Risk = Mapping[str, FloatArray]
 Column = Text | npt.NDArray[np.generic]
 
@@ -49,6 +64,7 @@ class Field:
 class FieldShape(NamedTuple):
     """What a network needs to know of a field: its number of ids, and whether neighbouring ids mean nearly the same."""
 
+    name: str
     size: int
     is_ordered: bool
 
@@ -77,7 +93,7 @@ class Vocabulary:
     @property
     def field_shapes(self) -> tuple[FieldShape, ...]:
         """Return the shape of each field [F]; buckets of numbers and of times are ordered, texts are not."""
-        return tuple(FieldShape(field.size, field.kind in ("quantile", "octave")) for field in self.fields)
+        return tuple(FieldShape(field.name, field.size, field.kind in ORDERED_KINDS) for field in self.fields)
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -99,6 +115,7 @@ def token_columns(enriched: Enriched, risk: Risk) -> dict[str, tuple[Kind, Colum
         columns["amount"] = ("quantile", enriched.amount_log_N)
         columns["amount_over_mean"] = ("quantile", enriched.amount_log_N - enriched.past_mean_N)
         columns["amount_over_max"] = ("quantile", enriched.amount_log_N - enriched.past_max_N)
+        columns["amount_deviation"] = ("quantile", amount_deviation(enriched))
     columns |= {name: ("quantile", column) for name, column in events.numeric.items()}
     columns["session_start"] = ("small", enriched.session_opens_N.astype(np.int8))
     columns |= {f"first_seen:{name}": ("small", column) for name, column in enriched.first_seen.items()}
@@ -108,13 +125,27 @@ def token_columns(enriched: Enriched, risk: Risk) -> dict[str, tuple[Kind, Colum
         columns["hour"] = ("small", enriched.hour_N)
         for k, name in enumerate(enriched.spec.key_types):
             columns[f"since:{name}"] = ("octave", enriched.since_key_us_NK[:, k])
+            columns[f"pause:{name}"] = ("octave", enriched.pause_us_NK[:, k])
     for name, risk_NR in risk.items():
-        for r in (RISK_NAMES.index("known_frauds_28d"), RISK_NAMES.index("volume_28d"), len(RISK_NAMES) - 1):
-            # Octaves of the count itself, or of the hours where the column is in days.
-            whole_N = np.rint(risk_NR[:, r] * (24 if RISK_NAMES[r].startswith("days") else 1))
-            octave_N = np.where(np.isnan(whole_N), -1.0, whole_N * _TENTH_SECOND_US).astype(np.int64)
-            columns[f"{RISK_NAMES[r]}:{name}"] = ("octave", octave_N)
+        columns |= {f"{field}:{name}": _risk_column(field, risk_NR) for field in _RISK_FIELDS}
     return columns
+
+
+def amount_deviation(enriched: Enriched) -> FloatArray:
+    """Return float64 [N]: how many of the user's own spreads an amount lies above their mean, NaN = none yet."""
+    amount_N, mean_N, spread_N = enriched.amount_log_N, enriched.past_mean_N, enriched.past_spread_N
+    if amount_N is None or mean_N is None or spread_N is None:
+        return np.full(len(enriched.events), np.nan)
+    return (amount_N - mean_N) / np.maximum(spread_N, _SMALLEST_SPREAD)
+
+
+def _risk_column(name: str, risk_NR: FloatArray) -> tuple[Kind, Column]:
+    """Return one risk as a field: shares in sixteenths, else octaves of the count, or of the hours where in days."""
+    risk_N = risk_NR[:, RISK_NAMES.index(name)]
+    if "share" in name:
+        return "share", np.where(np.isnan(risk_N), -1.0, np.ceil(risk_N * (_N_SHARES - 1))).astype(np.int16)
+    whole_N = np.rint(risk_N * (24 if "days" in name else 1))
+    return "octave", np.where(np.isnan(whole_N), -1.0, whole_N * _TENTH_SECOND_US).astype(np.int64)
 
 
 def count_fields(enriched: Enriched, risk: Risk, trains_N: BoolArray) -> FieldCounts:
@@ -165,7 +196,7 @@ def fit_vocabulary(enriched: Enriched, risk: Risk, counts: FieldCounts) -> Vocab
             edges = _edges(counts.numbers[name])
             fields.append(Field(name, kind, edges, FIRST_ID + len(edges) + 1))
         else:
-            fields.append(Field(name, kind, (), FIRST_ID + (24 if kind == "small" else _N_OCTAVES)))
+            fields.append(Field(name, kind, (), FIRST_ID + _SIZES[kind]))
     ranked_pairs = sorted(counts.bigrams.items(), key=lambda pair: (-pair[1], pair[0]))[:N_BIGRAMS]
     return Vocabulary(tuple(fields), tuple(pair for pair, _ in ranked_pairs))
 
@@ -182,7 +213,14 @@ def encode(enriched: Enriched, risk: Risk, vocabulary: Vocabulary) -> TokenArray
     tokens_NF = np.empty((len(enriched.events), len(names)), dtype=np.int16)
     for f, field in enumerate(vocabulary.fields):
         tokens_NF[:, f] = encode_column(columns[field.name][1], field)
+        if enriched.is_unknown_N is not None and not is_of_time(field.name):
+            tokens_NF[enriched.is_unknown_N, f] = UNKNOWN_ID
     return tokens_NF
+
+
+def is_of_time(name: str) -> bool:
+    """Return True for a field that says when an event was, not what it was."""
+    return name in _TIME_FIELDS or name.startswith(("since:", "pause:"))
 
 
 def encode_column(column: Column, field: Field) -> npt.NDArray[np.int16]:
@@ -196,7 +234,7 @@ def encode_column(column: Column, field: Field) -> npt.NDArray[np.int16]:
         return np.where(np.isnan(column.astype(np.float64)), NONE_ID, ids_N).astype(np.int16)
     if field.kind == "octave":
         return half_octave(column.astype(np.int64)).astype(np.int16)
-    return (column.astype(np.int16) + FIRST_ID).astype(np.int16)  # small: -1 falls on NONE_ID
+    return (column.astype(np.int16) + FIRST_ID).astype(np.int16)  # small, share: -1 falls on NONE_ID
 
 
 def half_octave(time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -212,6 +250,7 @@ def half_octave(time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 _FIRST_OCTAVE = int(np.array(1.0).view(np.int64) >> 51)
 _LONGEST_US = 7_258_118_400 * 10**6  # 1970 to the end of 2199
 _N_OCTAVES = int((np.array(1.0 + _LONGEST_US / _TENTH_SECOND_US).view(np.int64) >> 51) - _FIRST_OCTAVE) + 1
+_SIZES: Mapping[Kind, int] = {"small": 24, "share": _N_SHARES, "octave": _N_OCTAVES}
 
 
 def _rounded(numbers: FloatArray) -> Counter[int]:

@@ -1,4 +1,7 @@
-"""The command line: `fraud COMMAND`. Every command imports its work when it is called, so `fraud --help` is instant."""
+"""The command line: `fraud COMMAND`. Every command imports its work when it is called, so `fraud --help` is instant.
+
+Over 300 lines because every command declares its options here, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ _Work = Callable[["Screen"], Mapping[str, Any]]  # Any: JSON
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The folder that everything is written to.")] = Path("demo"),
     models: Annotated[
-        str, typer.Option("--models", help="The scorers to compare, joined by commas.")
-    ] = "boosting,lstm",
+        str, typer.Option("--models", help="The scorers to compare, joined by commas, or all; fused stacks the others.")
+    ] = "average,boosting,lstm,transformer,fused",
     users: Annotated[int, typer.Option("--users", help="How many users to simulate.")] = 8000,
     days: Annotated[int, typer.Option("--days", help="How many days to simulate.")] = 90,
     seed: Annotated[int, typer.Option("--seed", help="The seed of the simulation and of the training.")] = 0,
@@ -55,10 +58,20 @@ def demo(
     def work(screen: Screen) -> Mapping[str, Any]:
         from pipelines.demo import run_demo
         from pipelines.files import only_one
+        from pipelines.jobs import free_cores
 
         names = tuple(name.strip() for name in models.split(",") if name.strip())
         with only_one(out):
-            return run_demo(out, names, users=users, days=days, seed=seed, overwrite=overwrite, screen=screen)
+            return run_demo(
+                out,
+                names,
+                users=users,
+                days=days,
+                seed=seed,
+                n_processes=min(free_cores(), 4),
+                overwrite=overwrite,
+                screen=screen,
+            )
 
     _run(work, as_json=as_json)
 
@@ -147,6 +160,92 @@ def train(
 
 
 @app.command()
+def compare(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = Path("comparison"),
+    models: Annotated[
+        str, typer.Option("--models", help="The scorers, joined by commas; fused stacks the others.")
+    ] = "average,boosting,lstm,transformer,fused",
+    seeds: Annotated[int, typer.Option("--seeds", help="How often each is fitted, with a seed of its own.")] = 1,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Fit each again without order, without times: what are they worth?")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="How many fits at a time (default: the cores, at most 4).")
+    ] = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train scorers side by side: leaderboard, paired differences, what order and time are worth, a page, bundles."""
+
+    def work(screen: Screen) -> Mapping[str, Any]:
+        from fraud.config import load_config
+        from pipelines.compare import compare_log
+        from pipelines.files import only_one
+        from pipelines.jobs import free_cores
+
+        chosen = load_config(config, overrides or ())
+        with only_one(out):
+            return compare_log(
+                chosen,
+                out,
+                tuple(name.strip() for name in models.split(",") if name.strip()),
+                seeds=seeds,
+                ablate=ablate,
+                overwrite=overwrite,
+                resume=resume,
+                n_processes=jobs or min(free_cores(), 4),
+                screen=screen,
+            )
+
+    _run(work, as_json=as_json)
+
+
+@app.command()
+def tune(
+    config: ConfigFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="OUT.toml", help="The configuration to write (default: CONFIG.tuned.toml)."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The scorer (default: model.name of the configuration).")
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", help="How many settings to try, your own first.")] = 30,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search better settings on the training and validation periods only; write the configuration that won."""
+
+    def work(screen: Screen) -> Mapping[str, Any]:
+        from fraud.config import load_config
+        from fraud.errors import ConfigError
+        from pipelines.files import only_one
+        from pipelines.tune import tune as search
+
+        changes = [*(overrides or ()), *([] if model is None else [f"model.name={model}"])]
+        chosen = load_config(config, changes)
+        target = config.with_suffix(".tuned.toml") if out is None else out
+        if target.resolve() == config.resolve():
+            raise ConfigError(f"{target}: is the configuration itself; expected another name for the one that won")
+        typed = ["fraud", "tune", str(config), "--trials", str(trials)]
+        typed += [] if model is None else ["--model", model]
+        typed += [part for change in overrides or () for part in ("--set", change)]
+        with only_one(target):
+            return search(
+                chosen, target, trials=trials, command=typed, overwrite=overwrite, resume=resume, screen=screen
+            )
+
+    _run(work, as_json=as_json)
+
+
+@app.command()
 def evaluate(
     bundle: BundleDirectory,
     config: ConfigFile,
@@ -175,6 +274,9 @@ def score(
         Path | None, typer.Option("--config", help="A configuration that names the log's labels (default: none).")
     ] = None,
     per_event: Annotated[bool, typer.Option("--per-event", help="One row an event instead of one a session.")] = False,
+    with_reasons: Annotated[
+        bool, typer.Option("--explain", help="Add a column of reasons: what raised the score of each alert.")
+    ] = False,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -198,10 +300,44 @@ def score(
                 out,
                 config=chosen,
                 per_event=per_event,
+                with_reasons=with_reasons,
                 overwrite=overwrite,
                 resume=resume,
                 screen=screen,
             )
+
+    _run(work, as_json=as_json)
+
+
+@app.command()
+def explain(
+    bundle: BundleDirectory,
+    events: Annotated[str, typer.Argument(metavar="EVENTS", help="A log: a file, a folder or a glob.")],
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="The user whose decisions are explained.")],
+    event: Annotated[
+        str | None, typer.Option("--event", metavar="ID", help="The event to explain (default: the last alert).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A configuration that names the log's labels (default: none).")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page of it, too.")] = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each event of a user added to the score of a decision."""
+
+    def work(screen: Screen) -> Mapping[str, Any]:
+        from fraud.config import load_config
+        from fraud.errors import ConfigError
+        from pipelines.explain import explain_user
+
+        if overrides and config is None:
+            raise ConfigError("--set changes a configuration; it needs --config")
+        chosen = None if config is None else load_config(config, overrides or ())
+        return explain_user(
+            bundle, events, user, event=event, config=chosen, html=html, overwrite=overwrite, screen=screen
+        )
 
     _run(work, as_json=as_json)
 

@@ -73,3 +73,11 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if bounds is None else f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def spoken_s(seconds: float) -> str:
+    """Return a duration as a person says it: "40 s", "12 min", "3 h", "2 d"."""
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"

@@ -16,30 +16,41 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fraud.config import Config, load_config
-from fraud.errors import ConfigError
-from fraud.learning import Judged
+from fraud.judging import Judged
+from fraud.lineup import lineup_of
 from fraud.logs import event_ids, read_log
-from fraud.metrics import Examples, Metrics, evaluate, paired_ap_difference
+from fraud.metrics import Examples, Metrics, evaluate
 from fraud.models import MODELS
 from fraud.preparation import Prepared
+from fraud.ranking import n_within_budget
+from pipelines.compare import compare_prepared, show_contest, track_contest, write_contest
 from pipelines.console import Screen, interval
 from pipelines.files import check_new, written_whole
 from pipelines.score import score_file
 from pipelines.simulate import simulate
-from pipelines.tracking import track
-from pipelines.train import prepared_for, publish, show_figures, train_prepared
+from pipelines.train import prepared_for
 
 Json = dict[str, Any]  # Any: JSON
 _REPORT = "demo.json"
+_DECOYS = ("order_decoy", "timing_decoy", "honest_same")
 
 
 def run_demo(
-    out: Path, names: Sequence[str], *, users: int, days: int, seed: int, overwrite: bool, screen: Screen
+    out: Path,
+    names: Sequence[str],
+    *,
+    users: int,
+    days: int,
+    seed: int,
+    n_processes: int,
+    overwrite: bool,
+    screen: Screen,
 ) -> Json:
-    """Return what the comparison gives, and the paths of the bundle and the scores; everything stands below `out`."""
-    for name in names:
-        if name not in MODELS:
-            raise ConfigError(f"--models {name!r}: no such model; known here: {', '.join(sorted(MODELS))}")
+    """Return what the comparison gives, and the paths of the bundle and the scores; everything stands below `out`.
+
+    names: scorers, or "all".
+    """
+    names = tuple(sorted(MODELS)) if tuple(names) == ("all",) else names
     check_new(out, overwrite=overwrite, mark=_REPORT)
     started = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
@@ -54,25 +65,28 @@ def run_demo(
     config = load_config(
         log_folder / "config.toml", [f"training.seed={seed}", f"tracking.uri=sqlite:///{out.resolve()}/mlflow.db"]
     )
+    lineup = lineup_of(names, config, seeds=1)
     work = out / ".work"
     prepared = prepared_for(config, work, screen)
+    screen.say(f"training {', '.join(lineup.fitted)} ...")
+    contest = compare_prepared(prepared, config, lineup, seeds=1, work=work, n_processes=n_processes, screen=screen)
+    document = write_contest(contest, prepared, config, out / "comparison")
     truth = Truth(config, prepared, log_folder / "oracle.parquet")
-    judged, figures = _train_all(names, prepared, config, out, work, screen)
-    picked = max(names, key=lambda name: judged[name].choice_ap or 0.0)
-    (out / "bundles" / picked).rename(out / "bundle")
-    shutil.rmtree(out / "bundles")
+    track_contest(contest, prepared, config, out / "comparison", screen)
+    # Without a fraud among the first validation users nothing is picked; a bundle of the first scorer shows the way.
+    picked = contest.comparison.picked or lineup.names[0]
+    shutil.copytree(out / "comparison" / document["bundles"][picked], out / "bundle")
     shutil.rmtree(work)
-    show_figures(figures, screen)
+    show_contest(contest.comparison, screen)
+    judged = {name: by_seed[0] for name, by_seed in contest.judged.items()}
     oracle = _against_truth(judged, truth, config, screen)
-    screen.say(f"validation picks {picked} (AP on the first half of its users); its bundle: {out / 'bundle'}")
+    screen.say(f"the bundle of {picked}: {out / 'bundle'}")
     scores = _score(out, log_folder, screen)
     _show_cases(scores, log_folder, screen)
+    screen.say(f"look at the comparison:  {out / 'comparison' / 'comparison.html'}")
     screen.say(f"look at the runs:  mlflow ui --backend-store-uri sqlite:///{out.resolve()}/mlflow.db")
-    document: Json = {
-        "models": figures,
-        "paired": _paired(judged),
+    document |= {
         "oracle": oracle,
-        "picked": picked,
         "bundle": str(out / "bundle"),
         "scores": str(out / "scores.parquet"),
         "seconds": round(time.monotonic() - started, 1),
@@ -93,21 +107,13 @@ class Truth:
         table = table.take(pc.index_in(tests, value_set=table["event_id"].combine_chunks()))
         self.p_fraud_T = table["p_fraud"].to_numpy()
         self.is_fraud_T = table["is_fraud"].to_numpy().astype(np.int8)
+        self.kind_T = np.array(table["kind"].to_pylist(), dtype=object)
 
-
-def _train_all(
-    names: Sequence[str], prepared: Prepared, config: Config, out: Path, work: Path, screen: Screen
-) -> tuple[dict[str, Judged], dict[str, Json]]:
-    judged: dict[str, Judged] = {}
-    figures: dict[str, Json] = {}
-    for name in names:
-        one = replace(config, model=replace(config.model, name=name))
-        screen.say(f"training {name} ...")
-        judged[name], record = train_prepared(prepared, one, work, screen)
-        bundle = publish(judged[name], prepared, one, out / "bundles" / name)
-        track(record, bundle.path, one, screen)
-        figures[name] = judged[name].test.to_json() | {"fit_s": record.fit_s, "choice_ap": judged[name].choice_ap}
-    return judged, figures
+    def alert_rates(self, score_T: np.ndarray, budget: float) -> dict[str, float]:
+        """Return the share of each kind of decoy among the highest scores that the budget reaches."""
+        alerted_T = np.zeros(len(score_T), dtype=np.bool_)
+        alerted_T[np.argsort(-score_T, kind="stable")[: n_within_budget(budget, len(score_T))]] = True
+        return {kind: float(alerted_T[self.kind_T == kind].mean()) for kind in _DECOYS if (self.kind_T == kind).any()}
 
 
 def _against_truth(judged: Mapping[str, Judged], truth: Truth, config: Config, screen: Screen) -> Json:
@@ -116,14 +122,27 @@ def _against_truth(judged: Mapping[str, Judged], truth: Truth, config: Config, s
     rows: list[list[str]] = []
     shares: dict[str, float] = {}
     against: dict[str, Json] = {}
-    for name, one in judged.items():
-        figures = _judge(one.test_examples.score_N, truth, one.test_examples, config)
-        shares[name] = (figures.ap or 0.0) / (best.ap or 1.0)
-        against[name] = figures.to_json()
-        rows.append([name, interval(figures.ap, figures.ap_ci), f"{shares[name]:.0%}"])
-    rows.append(["oracle (upper bound)", interval(best.ap, best.ap_ci), "100%"])
-    screen.table("The same test examples against the truth of the generator", ["scorer", "AP", "of the oracle"], rows)
+    scores = {name: one.test_examples.score_N for name, one in judged.items()}
+    for name, score_T in {**scores, "oracle (upper bound)": truth.p_fraud_T}.items():
+        figures = best
+        if name in judged:
+            figures = _judge(score_T, truth, judged[name].test_examples, config)
+            shares[name] = (figures.ap or 0.0) / (best.ap or 1.0)
+        decoys = truth.alert_rates(score_T, config.policy.alert_budget)
+        if name in judged:
+            against[name] = figures.to_json() | {"decoy_alert_rates": decoys}
+        share = f"{shares.get(name, 1.0):.0%}"
+        rows.append([name, interval(figures.ap, figures.ap_ci), share, *(_share(decoys.get(kind)) for kind in _DECOYS)])
+    screen.table(
+        "The same test examples against the truth of the generator; decoys: share alerted at the budget",
+        ["scorer", "AP", "of the oracle", "order decoys", "timing decoys", "honest twins"],
+        rows,
+    )
     return best.to_json() | {"share_of_oracle": shares, "models": against}
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _judge(score_T: np.ndarray, truth: Truth, examples: Examples, config: Config) -> Metrics:
@@ -134,17 +153,6 @@ def _judge(score_T: np.ndarray, truth: Truth, examples: Examples, config: Config
         costs=None,
         seed=config.training.seed,
     )
-
-
-def _paired(judged: Mapping[str, Judged]) -> Json:
-    names = list(judged)
-    pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
-    paired: Json = {}
-    for a, b in pairs:
-        difference = paired_ap_difference(judged[a].test_examples, judged[b].test_examples)
-        if difference is not None:
-            paired[f"{a}|{b}"] = {"ap_diff": difference.diff, "ci": [difference.lo, difference.hi]}
-    return paired
 
 
 def _score(out: Path, log_folder: Path, screen: Screen) -> pa.Table:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +22,15 @@ import pyarrow.parquet as pq
 
 from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config, config_to_toml, state_hash
-from fraud.decisions import DECISIONS
+from fraud.decisions import ALLOW, DECISIONS
+from fraud.enrich import empty_carry
 from fraud.errors import ConfigError, FraudError
+from fraud.events import IntArray
+from fraud.explain import explain
 from fraud.logs import Log, check_usable, read_log
 from fraud.readers import log_files
+from fraud.reasons import reasons
+from fraud.scoring import Scored, Scorer, Tables, enrich_spec
 from fraud.sessions import n_reopened
 from fraud.tables import (
     EVENT_SCHEMA,
@@ -42,6 +48,20 @@ from pipelines.prepare import counts, show_counts, write_quarantine
 Json = dict[str, Any]  # Any: JSON
 _COUNTED = ("events", "sessions", "sessions_reopened", "unknown_types", *DECISIONS)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_EXPLAINED_AT_ONCE = 2_000  # alerts whose contexts are held at once
+
+
+class _Output(NamedTuple):
+    """What a row of the output is: an event or a session; with a column of reasons or without."""
+
+    per_event: bool
+    with_reasons: bool
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Return the columns."""
+        schema = EVENT_SCHEMA if self.per_event else SESSION_SCHEMA
+        return schema.append(pa.field("reasons", pa.string())) if self.with_reasons else schema
 
 
 def score_file(
@@ -51,11 +71,15 @@ def score_file(
     *,
     config: Config | None,
     per_event: bool,
+    with_reasons: bool = False,
     overwrite: bool,
     resume: bool,
     screen: Screen,
 ) -> Json:
     """Return the totals of a log scored into `out` (.parquet or .csv), one row a session, or an event.
+
+    with_reasons adds the column `reasons`: of an alert, the three events that raise its score most; of a session, those
+    of its most severe decision, the highest score among equals; null where nothing is alerted.
 
     config: where the labels are that say which frauds are known of entities; default: none are. Raises ConfigError,
     DataError and BundleError; an output under its own name is always complete.
@@ -65,17 +89,18 @@ def score_file(
     if out.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{out}: expected a name that ends in .parquet or .csv")
     bundle = load_bundle(directory)
-    log_config = _log_config(bundle, config)
+    output = _Output(per_event, with_reasons)
+    read_with = log_config(bundle, config)
     work = out.with_name(f".{out.name}.work")
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with closing(read_log(log_config, events=events, work=work)) as log:
-            _check_log(log, log_config, out, screen)
-            _start_over_if_changed(work, bundle, log, log_config, per_event=per_event)
-            totals = _score_partitions(bundle, log, log_config, work, per_event=per_event, screen=screen)
-            _join(work, len(log.partitions), out, per_event=per_event)
+        with closing(read_log(read_with, events=events, work=work)) as log:
+            _check_log(log, read_with, out, screen)
+            _start_over_if_changed(work, bundle, log, read_with, output)
+            totals = _score_partitions(bundle, log, read_with, work, output, screen)
+            _join(work, len(log.partitions), out, output)
     except FraudError:
         # Nothing to take up: the log or the bundle is wrong. Parts that were there before stay, for a mended call.
         if not resume:
@@ -102,13 +127,18 @@ def _check_log(log: Log, config: Config, out: Path, screen: Screen) -> None:
         raise ConfigError(f"{out}: is the log itself; expected another name for the scores")
     write_quarantine(log.quarantine, quarantine_path(out), log.files)
     check_usable(log)
-    if config.fields.entity and config.labels is None:
-        screen.warn("no labels: the frauds known of each entity count as 0 (--config CONFIG names a label table)")
+    warn_without_labels(config, screen)
     if log.rows_in == 0:
         screen.warn("the log holds no row; the output is empty")
 
 
-def _log_config(bundle: Bundle, config: Config | None) -> Config:
+def warn_without_labels(config: Config, screen: Screen) -> None:
+    """Say where a scorer that reads entities is told of no fraud."""
+    if config.fields.entity and config.labels is None:
+        screen.warn("no labels: the frauds known of each entity count as 0 (--config CONFIG names a label table)")
+
+
+def log_config(bundle: Bundle, config: Config | None) -> Config:
     """Return the configuration the log is read with: the bundle's, with labels only where a config brings them."""
     if config is None:
         return scoring_config(bundle.scorer.config, labels=None)
@@ -120,13 +150,13 @@ def _log_config(bundle: Bundle, config: Config | None) -> Config:
     return scoring_config(config, labels=config.labels)
 
 
-def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, config: Config, *, per_event: bool) -> None:
+def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, config: Config, output: _Output) -> None:
     """Remove what a run of another bundle, log, label table or kind of output left behind."""
     paths = list(log.files)
     if config.labels is not None and config.labels.path is not None:
         paths += log_files(config.labels.path, config.root)
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    identity = json.dumps([bundle.version, files, config_to_toml(config), per_event, len(log.partitions)])
+    identity = json.dumps([bundle.version, files, config_to_toml(config), *output, len(log.partitions)])
     path = work / "run.json"
     if path.exists() and path.read_text(encoding="utf-8") == identity:
         return
@@ -136,7 +166,7 @@ def _start_over_if_changed(work: Path, bundle: Bundle, log: Log, config: Config,
         aside.write_text(identity, encoding="utf-8")
 
 
-def _score_partitions(bundle: Bundle, log: Log, config: Config, work: Path, *, per_event: bool, screen: Screen) -> Json:
+def _score_partitions(bundle: Bundle, log: Log, config: Config, work: Path, output: _Output, screen: Screen) -> Json:
     """Write the scores of each partition that is not written yet, and return the totals."""
     done = 0
     tables = None
@@ -147,11 +177,13 @@ def _score_partitions(bundle: Bundle, log: Log, config: Config, work: Path, *, p
                 done += _totals(path)["events"]
                 continue
             tables = tables_of(log, config) if tables is None else tables
-            schema = EVENT_SCHEMA if per_event else SESSION_SCHEMA
             totals: dict[str, int] = dict.fromkeys(_COUNTED, 0)
-            with written_whole(path) as aside, pq.ParquetWriter(aside, schema) as writer:
+            with written_whole(path) as aside, pq.ParquetWriter(aside, output.schema) as writer:
                 for scored, ids in scored_chunks(bundle.scorer, log, tables, partition):
-                    table = event_table(scored, ids) if per_event else session_table(scored, bundle.version)
+                    table = event_table(scored, ids) if output.per_event else session_table(scored, bundle.version)
+                    if output.with_reasons:
+                        told = _reasons_column(bundle.scorer, scored, tables, per_event=output.per_event)
+                        table = table.append_column("reasons", told)
                     writer.write_table(table)
                     _count(totals, scored, bundle)
                     done += len(scored.score_N)
@@ -175,13 +207,35 @@ def _count(totals: dict[str, int], scored: Any, bundle: Bundle) -> None:
         totals[name] += int((scored.decision_N == code).sum())
 
 
+def _reasons_column(scorer: Scorer, scored: Scored, tables: Tables, *, per_event: bool) -> pa.Array:
+    """Return the reasons of each event, or session, as one text; null where nothing is alerted."""
+    alerts = np.flatnonzero(scored.decision_N > ALLOW)
+    place, n_rows = alerts, len(scored.decision_N)
+    if not per_event:
+        session_N = np.cumsum(scored.enriched.session_opens_N) - 1
+        worst = np.lexsort((alerts, -scored.score_N[alerts], -scored.decision_N[alerts], session_N[alerts]))
+        place, first = np.unique(session_N[alerts][worst], return_index=True)
+        alerts, n_rows = alerts[worst][first], int(scored.enriched.session_opens_N.sum())
+    texts = np.full(n_rows, None, dtype=object)
+    texts[place] = list(_told(scorer, scored, tables, alerts))
+    return pa.array(texts, pa.string())
+
+
+def _told(scorer: Scorer, scored: Scored, tables: Tables, rows_D: IntArray) -> Iterator[str]:
+    before = empty_carry(scored.enriched.events.n_users, enrich_spec(scorer.config))
+    for first in range(0, len(rows_D), _EXPLAINED_AT_ONCE):
+        explained = explain(scorer, scored.enriched, before, tables, rows_D[first : first + _EXPLAINED_AT_ONCE])
+        for told in reasons(scored.enriched, explained):
+            yield "; ".join(reason.text for reason in told)
+
+
 def _totals(path: Path) -> dict[str, int]:
     return json.loads(pq.read_metadata(path).metadata[b"totals"])
 
 
-def _join(work: Path, n_parts: int, out: Path, *, per_event: bool) -> None:
+def _join(work: Path, n_parts: int, out: Path, output: _Output) -> None:
     """Write the parts one after another to the output."""
-    schema = EVENT_SCHEMA if per_event else SESSION_SCHEMA
+    schema = output.schema
     parts = (work / f"part-{partition}.parquet" for partition in range(n_parts))
     with written_whole(out) as aside:
         if out.suffix == ".csv":

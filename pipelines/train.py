@@ -14,16 +14,18 @@ from collections.abc import Mapping
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fraud.bundle import Bundle, load_bundle, write_bundle
 from fraud.config import Config, config_to_toml
 from fraud.errors import ConfigError, DataError, FraudError
-from fraud.learning import Judged, bundle_parts, fit_model, judge
+from fraud.judging import Judged, bundle_parts, judge
+from fraud.learning import FittedModel, check_members, fit_fused, fit_model, member_config
 from fraud.logs import check_usable, read_log
 from fraud.manifest import MANIFEST
+from fraud.models import MODELS, FusedModel
 from fraud.preparation import Prepared, open_prepared, prepare
-from pipelines.console import Screen, interval
+from pipelines.console import Advance, Screen, interval
 from pipelines.files import check_new, directory_written_whole, replace_directory, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
 from pipelines.tracking import RunRecord, track
@@ -44,14 +46,14 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
     check_new(out, overwrite=overwrite or resume, mark=MANIFEST)
     work = out.with_name(f".{out.name}.work")
     if not resume:
-        _discard(work)
+        discard(work)
     try:
         prepared = prepared_for(config, work, screen)
         judged, record = train_prepared(prepared, config, work, screen)
     except FraudError:
         # Nothing to take up: what was asked for cannot be done. What an earlier run left stays, for a mended call.
         if not resume:
-            _discard(work)
+            discard(work)
         raise
     bundle = publish(judged, prepared, config, out)
     document = judged.test.to_json() | {
@@ -66,7 +68,7 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
         screen.warn("the test period holds no known fraud: there is no figure of how good the scorer is")
     document["tracked"] = track(record, bundle.path, config, screen)
     show_figures({config.model.name: document}, screen)
-    _discard(work)
+    discard(work)
     return document
 
 
@@ -80,7 +82,7 @@ def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
     if identity.exists() and json.loads(identity.read_text(encoding="utf-8")) == wanted:
         screen.say(f"taking up the prepared set in {directory}")
         return open_prepared(directory)
-    _discard(work)
+    discard(work)
     work.mkdir(parents=True)
     with closing(read_log(config, work=work)) as log:
         write_quarantine(log.quarantine, work.with_name(f"{work.name[1:-5]}.quarantine.parquet"), log.files)
@@ -95,7 +97,7 @@ def prepared_for(config: Config, work: Path, screen: Screen) -> Prepared:
     return open_prepared(directory)
 
 
-def _discard(work: Path) -> None:
+def discard(work: Path) -> None:
     """Remove a working folder; what says that its set is whole goes first, in case the removal is killed half-way."""
     (work / _IDENTITY).unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
@@ -103,30 +105,58 @@ def _discard(work: Path) -> None:
 
 def train_prepared(prepared: Prepared, config: Config, work: Path, screen: Screen) -> tuple[Judged, RunRecord]:
     """Return the judged scorer and what the tracker is told of it."""
+    with screen.progress() as advance:
+        if isinstance(MODELS.get(config.model.name), FusedModel):
+            check_members(config.model.members)
+            members = {
+                name: fit_resumed(prepared, member_config(config, name), work, advance) for name in config.model.members
+            }
+            fitted = fit_fused({name: member.model for name, member in members.items()}, prepared, config)
+            fit = Fit(fitted, (), sum(member.fit_s for member in members.values()))
+        else:
+            fit = fit_resumed(prepared, config, work, advance)
+    judged = judge(fit.model, prepared, config)
+    return judged, record_of(judged, fit, prepared, config)
+
+
+class Fit(NamedTuple):
+    """A fitted model, the figures of each of its epochs and the seconds it took, those before a kill included."""
+
+    model: FittedModel
+    history: tuple[dict[str, float], ...]
+    fit_s: float
+
+
+def fit_resumed(prepared: Prepared, config: Config, work: Path, advance: Advance) -> Fit:
+    """Return the model of the configuration, fitted from the last whole checkpoint in the working folder."""
     checkpoint = work / f"{config.model.name}.checkpoint"
     state, history, spent_s = _read_checkpoint(checkpoint, config)
     started = time.monotonic()
-    with screen.progress() as advance:
 
-        def report(epoch: EpochReport) -> None:
-            figures = {"train_loss": epoch.train_loss, "held_out_loss": epoch.held_out_loss}
-            figures |= {"held_out_ap": epoch.held_out_ap, "learning_rate": epoch.learning_rate}
-            history.append({name: value for name, value in figures.items() if value is not None})
-            advance(f"train {config.model.name}", epoch.epoch, config.training.epochs)
-            _write_checkpoint(checkpoint, epoch.state, config, history, spent_s + time.monotonic() - started)
+    def report(epoch: EpochReport) -> None:
+        is_pretraining = epoch.stage == "pretrain"
+        held_out_loss = "pretrain_held_out_loss" if is_pretraining else "held_out_loss"
+        figures = {f"{epoch.stage}_loss": epoch.train_loss, held_out_loss: epoch.held_out_loss}
+        figures |= {"held_out_ap": epoch.held_out_ap, "learning_rate": epoch.learning_rate}
+        history.append({name: value for name, value in figures.items() if value is not None})
+        planned = config.training.pretrain_epochs if is_pretraining else config.training.epochs
+        advance(f"{epoch.stage} {config.model.name}", epoch.epoch, planned)
+        _write_checkpoint(checkpoint, epoch.state, config, history, spent_s + time.monotonic() - started)
 
-        fitted = fit_model(prepared, config, resume=state, report=report)
-    fit_s = round(spent_s + time.monotonic() - started, 3)
-    judged = judge(fitted, prepared, config)
-    record = RunRecord(
+    model = fit_model(prepared, config, resume=state, report=report)
+    return Fit(model, tuple(history), round(spent_s + time.monotonic() - started, 3))
+
+
+def record_of(judged: Judged, fit: Fit, prepared: Prepared, config: Config) -> RunRecord:
+    """Return what the tracker is told of a judged scorer."""
+    return RunRecord(
         name=config.model.name,
-        parameters=_parameters(config),
-        history=tuple(history),
+        parameters=parameters_of(config),
+        history=fit.history,
         metrics=_numbers(judged.test.to_json(), "test") | _numbers(judged.validation.to_json(), "validation"),
         tags={"fingerprint": prepared.fingerprint, "model": config.model.name},
-        fit_s=fit_s,
+        fit_s=fit.fit_s,
     )
-    return judged, record
 
 
 def publish(judged: Judged, prepared: Prepared, config: Config, out: Path) -> Bundle:
@@ -171,7 +201,8 @@ def _log_identity(config: Config) -> Json:
     text = config_to_toml(config)
     kept = [block for block in text.split("\n\n") if not block.startswith(("[training]", "[policy]", "[tracking]"))]
     kept = [block for block in kept if not block.startswith("[model]")]
-    return {"config": kept, "order_features": config.model.order_features, "files": files}
+    settings = {"order_features": config.model.order_features, "padded": config.training.padded}
+    return {"config": kept, "settings": settings, "files": files}
 
 
 def _read_checkpoint(path: Path, config: Config) -> tuple[TrainingState | None, list[dict[str, float]], float]:
@@ -213,7 +244,8 @@ def _config_digest(config: Config) -> str:
     return hashlib.sha256(config_to_toml(config).encode()).hexdigest()
 
 
-def _parameters(config: Config) -> dict[str, str]:
+def parameters_of(config: Config) -> dict[str, str]:
+    """Return every setting by "section.name", as TOML text."""
     lines = [line for line in config_to_toml(config).splitlines() if line]
     section, parameters = "", {}
     for line in lines:

@@ -10,7 +10,7 @@ from fraud.sampling import TrainingSet
 from fraud.tokens import FieldShape
 
 FIELD_SIZES = (8, 5)
-FIELDS = tuple(FieldShape(size, is_ordered=False) for size in FIELD_SIZES)
+FIELDS = tuple(FieldShape(f"field{f}", size, is_ordered=False) for f, size in enumerate(FIELD_SIZES))
 N_EVENTS = 16
 
 Tokens = npt.NDArray[np.int64]
@@ -20,20 +20,36 @@ Labels = npt.NDArray[np.int8]
 def order_pairs(n_sequences: int, seed: int) -> tuple[Tokens, Labels]:
     """Return (tokens [S, 16, 2], label [S]): pairs with the same events, of which only two are exchanged in order.
 
-    Type 2 stands somewhere before type 3 (label 1) or after it (label 0); types 4 to 7 and the second field are noise.
+    Type 2 stands somewhere before type 3 (label 1) or after it (label 0); types 4 to 7 and the second field are noise,
+    and so is the whole last event.
     """
     rng = np.random.default_rng(seed)
     n_pairs = n_sequences // 2
-    noise = [rng.integers(first, size, (n_pairs, N_EVENTS)) for first, size in zip((4, 2), FIELD_SIZES, strict=True)]
-    places = np.sort(np.argsort(rng.random((n_pairs, N_EVENTS)), axis=1)[:, :2], axis=1)
-    rows = np.arange(n_pairs)
+    noise, places, rows = _noise(rng, n_pairs)
     parts: list[Tokens] = []
     for early, late in ((2, 3), (3, 2)):
-        tokens = np.stack(noise, axis=-1)
+        tokens = noise.copy()
         tokens[rows, places[:, 0], 0], tokens[rows, places[:, 1], 0] = early, late
         parts.append(tokens)
-    label_S = np.repeat(np.array([1, 0], dtype=np.int8), n_pairs)
-    return np.concatenate(parts), label_S
+    return np.concatenate(parts), np.repeat(np.array([1, 0], dtype=np.int8), n_pairs)
+
+
+def bag_sequences(n_sequences: int, seed: int) -> tuple[Tokens, Labels]:
+    """Return (tokens [S, 16, 2], label [S]): type 2 (label 1) or type 3 (label 0) stands somewhere before the end."""
+    rng = np.random.default_rng(seed)
+    tokens, places, rows = _noise(rng, n_sequences)
+    label_S = rng.integers(0, 2, n_sequences).astype(np.int8)
+    tokens[rows, places[:, 0], 0] = np.where(label_S == 1, 2, 3)
+    return tokens, label_S
+
+
+def _noise(rng: np.random.Generator, n_sequences: int) -> tuple[Tokens, Tokens, Tokens]:
+    """Return (tokens [S, 16, 2] without types 2 and 3, two rising places before the last [S, 2], row numbers [S])."""
+    fields = [
+        rng.integers(first, size, (n_sequences, N_EVENTS)) for first, size in zip((4, 2), FIELD_SIZES, strict=True)
+    ]
+    places = np.argsort(rng.random((n_sequences, N_EVENTS - 1)), axis=1)[:, :2]
+    return np.stack(fields, axis=-1), np.sort(places, axis=1), np.arange(n_sequences)
 
 
 def last_event_set(tokens_STF: Tokens, label_S: Labels, *, every_held_out: int) -> TrainingSet:

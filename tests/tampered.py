@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("vocabulary.json", "weights.safetensors", "window.onnx", "step.onnx", "boosting.onnx")
+SOURCES = ("vocabulary.json", "fusion.json", "weights.safetensors", "window.onnx", "step.onnx", "boosting.onnx")
 
 
 def copied(bundle: Path, folder: Path) -> Path:
@@ -24,10 +24,9 @@ def tampered(bundle: Path, folder: Path, changes: Mapping[str, bytes], *, mends_
         (copy / name).write_bytes(content)
     if mends_golden:
         golden = json.loads((copy / "golden.json").read_text(encoding="utf-8"))
-        golden["sources"] = {name: _sha256(copy / name) for name in SOURCES if (copy / name).exists()}
+        golden["sources"] = {name: sha for name, sha in _files(copy).items() if name.rpartition("/")[2] in SOURCES}
         (copy / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
-    files = {path.name: _sha256(path) for path in copy.iterdir() if path.name != "manifest.json"}
-    with_manifest(copy, files=files)
+    with_manifest(copy, files=_files(copy))
     return copy
 
 
@@ -41,5 +40,7 @@ def with_manifest(bundle: Path, **changes: Any) -> Path:  # Any: JSON
     return bundle
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _files(bundle: Path) -> dict[str, str]:
+    """Return the sha256 of every file but the manifest, by its path in the bundle."""
+    paths = [path for path in sorted(bundle.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+    return {path.relative_to(bundle).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -23,11 +23,16 @@ FLOW = (
     "errors", "parallel", "config", "events", "localtime",
     "quarantine", "timestamps", "columns", "json_cells", "cells", "validation", "csv_rows", "json_rows", "readers",
     "repeats", "ordering", "logs",
-    "sessions", "enrich", "contexts", "entities", "tokens", "features", "labels", "splits", "batches", "sampling",
-    "models.embedding", "models.recurrent", "models.boosting", "models",
-    "ranking", "metrics", "training", "calibration", "decisions",
-    "export", "runtime", "scoring", "arrays", "chunks", "preparation", "tables",
-    "golden", "manifest", "bundle", "learning",
+    "sessions", "enrich", "carries", "contexts", "entities", "tokens", "features", "labels", "splits",
+    "batches", "sampling",
+    "models.dropout", "models.embedding", "models.graph", "models.recurrent_graph", "models.recurrent",
+    "models.rotary", "models.transformer_graph", "models.transformer", "models.average", "models.boosting", "models",
+    "models.network", "models.fusion",
+    "ranking", "metrics", "curves", "pairing", "objectives", "training", "pretraining", "calibration", "decisions",
+    "runtime", "scoring", "explain", "reasons", "gradients", "arrays", "chunks", "padding", "chunk_arrays",
+    "preparation", "tables",
+    "golden", "manifest", "bundle", "learning", "judging",
+    "histories", "ablation", "lineup", "comparison",
 )  # fmt: skip
 
 NEVER_IN_FRAUD = {"mlflow", "fastapi", "pandas"}
@@ -206,7 +211,7 @@ def test_public_names_are_importable_and_listed() -> None:
     import fraud
 
     assert fraud.__all__ == sorted(fraud.__all__)
-    assert {"load_config", "read_log", "from_pandas", "train", "load_bundle"} <= set(fraud.__all__)
+    assert {"load_config", "read_log", "from_pandas", "train", "compare", "load_bundle"} <= set(fraud.__all__)
     for name in fraud.__all__:
         assert callable(getattr(fraud, name)), name
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud.batches import buckets, counted, gather, windows
+from fraud.batches import buckets, counted, gather, prefix_windows, windows
 from fraud.contexts import context_start
 
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=12)
@@ -34,6 +34,20 @@ def test_a_sequence_whose_start_was_dropped_counts_from_its_second_block_on(
     row_R, window_R, _ = counted(chosen)
     assert sorted(row_R.tolist()) == list(range(min(half, length), length))
     np.testing.assert_array_equal(chosen.starts_W[window_R] + first, context_start(row_R + first, 2 * half))
+
+
+@given(lengths=LENGTHS, half=HALVES, dropped_blocks=st.integers(0, 3))
+def test_a_prefix_window_is_the_context_of_its_last_row_and_no_later_one(
+    lengths: list[int], half: int, dropped_blocks: int
+) -> None:
+    starts_S1 = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    first_S = np.full(len(lengths), dropped_blocks * half)
+    row_R, window_R, _ = counted(windows(starts_S1, first_S, 2 * half))
+    context = dict(zip(row_R.tolist(), windows(starts_S1, first_S, 2 * half).starts_W[window_R].tolist(), strict=True))
+    chosen = prefix_windows(starts_S1, first_S, 2 * half)
+    assert (chosen.scored_from_W == chosen.lengths_W - 1).all()
+    last_W = chosen.starts_W + chosen.lengths_W - 1
+    assert dict(zip(last_W.tolist(), chosen.starts_W.tolist(), strict=True)) == context
 
 
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=200), seed=st.none() | st.integers(0, 9))

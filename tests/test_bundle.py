@@ -19,7 +19,12 @@ from fraud.scoring import score_log
 from tests.tampered import copied, tampered, with_manifest
 from tests.trained import MODELS, Trained, trained_bundles
 
-_MODEL_FILES = {"boosting": {"boosting.onnx"}, "lstm": {"weights.safetensors", "window.onnx", "step.onnx"}}
+_NETWORK_FILES = {"weights.safetensors", "window.onnx", "step.onnx"}
+_MODEL_FILES = {
+    "boosting": {"boosting.onnx"},
+    "lstm": _NETWORK_FILES,
+    "fused": {"fusion.json", "members/boosting/boosting.onnx"} | {f"members/gru/{name}" for name in _NETWORK_FILES},
+}
 _TEXT_FILES = {
     "manifest.json", "config.toml", "vocabulary.json", "calibration.json", "policy.toml", "reference.json",
     "golden.json", "metrics.json", "MODEL_CARD.md",
@@ -52,7 +57,8 @@ def _parts(bundle: Bundle) -> BundleParts:
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    paths = [path for path in directory.rglob("*") if path.is_file()]
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("model", MODELS)

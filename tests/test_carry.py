@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fraud.enrich import Enriched, empty_carry, enrich
-from fraud.entities import entity_table
+from fraud.entities import NEVER_KNOWN_US, RISK_NAMES, entity_table
 from fraud.events import Events, Text
 from fraud.features import FeatureSpec, features
 from fraud.scoring import risk_of
@@ -30,9 +30,10 @@ def _vocabulary(seed: int = 1) -> Vocabulary:
 
 
 def _risk(events: Events) -> dict[str, np.ndarray]:
-    is_fraud_N = (np.arange(len(events)) % 7 == 0).astype(np.int64)
+    is_fraud_N = np.arange(len(events)) % 7 == 0
     known_us_N = events.time_us + 3 * 3600 * 10**6
-    tables = {n: entity_table(c, events.time_us, is_fraud_N, known_us_N) for n, c in events.entity.items()}
+    fraud_us_N, honest_us_N = (np.where(known_N, known_us_N, NEVER_KNOWN_US) for known_N in (is_fraud_N, ~is_fraud_N))
+    tables = {n: entity_table(c, events.time_us, fraud_us_N, honest_us_N) for n, c in events.entity.items()}
     return dict(risk_of(events, tables))
 
 
@@ -46,7 +47,8 @@ def _rows_of(whole: Events, part: Events) -> np.ndarray:
 
 def _columns(enriched: Enriched, rows: np.ndarray) -> dict[str, np.ndarray]:
     columns = {f.name: getattr(enriched, f.name) for f in fields(enriched) if f.name.endswith(("_N", "_NK"))}
-    return {name: column[rows] for name, column in (columns | dict(enriched.first_seen)).items()}
+    there = {name: column for name, column in columns.items() if column is not None}
+    return {name: column[rows] for name, column in (there | dict(enriched.first_seen)).items()}
 
 
 @pytest.mark.parametrize("own_sessions", [False, True])
@@ -173,6 +175,23 @@ def test_amounts_against_the_past_equal_a_plain_loop(seed: int) -> None:
             assert abs(enriched.past_spread_N[n] - logs.std()) < 2e-3
 
 
+@given(seed=SEEDS)
+def test_times_and_pauses_since_a_key_type_equal_a_plain_loop(seed: int) -> None:
+    events = made_events(seed, n_users=3)
+    enriched = enriched_whole(events, CONFIG)
+    for k, name in enumerate(enriched.spec.key_types):
+        for user in range(events.n_users):
+            last = longest = -1
+            for row in range(int(events.user_starts[user]), int(events.user_starts[user + 1])):
+                time_us = int(events.time_us[row])
+                if last >= 0:
+                    longest = max(longest, time_us - int(events.time_us[row - 1]))
+                assert enriched.since_key_us_NK[row, k] == (time_us - last if last >= 0 else -1)
+                assert enriched.pause_us_NK[row, k] == (longest // 10**5 * 10**5 if last >= 0 else -1)
+                if events.type.values[events.type.codes_N[row]] == name:
+                    last, longest = time_us, 0
+
+
 def test_a_value_is_first_seen_again_after_256_others() -> None:
     others = [f"v{k % 5}" for k in range(256)]
     for n_between, expected in ((255, 0), (256, 1)):
@@ -198,23 +217,6 @@ def test_a_value_is_first_seen_again_after_256_others() -> None:
         assert enriched_whole(events, CONFIG).first_seen["payee"][-1] == expected
 
 
-def test_entity_risk_counts_complete_hours_and_known_frauds_only() -> None:
-    hour_us = 3600 * 10**6
-    start_us = 500_000 * hour_us
-    times_us = start_us + np.array([0, 1, 30 * 60 * 10**6, hour_us, 24 * hour_us + 5, 25 * hour_us])
-    column = Text(np.zeros(6, dtype=np.int32), np.array(["p"], dtype=object))
-    known_us = np.full(6, start_us + 24 * hour_us)
-    table = entity_table(column, times_us, np.array([1, 0, 0, 0, 0, 0]), known_us)
-    from fraud.entities import RISK_NAMES, entity_risk
-
-    risk = dict(zip(RISK_NAMES, entity_risk(table, column, times_us).T, strict=True))
-    assert risk["volume_1d"].tolist() == [0, 0, 0, 3, 4, 2]  # the last: hours 1 .. 24 before it
-    assert risk["volume_7d"].tolist() == [0, 0, 0, 3, 4, 5]
-    assert risk["known_frauds_1d"].tolist() == [0, 0, 0, 0, 0, 1]  # known in hour 24, so it counts from hour 25 on
-    assert np.isnan(risk["days_since_last_fraud"][4])
-    assert risk["days_since_last_fraud"][5] == pytest.approx(1 / 24)
-
-
 def test_the_vocabulary_does_not_depend_on_how_the_log_is_cut_into_chunks() -> None:
     from fraud.tokens import merge_counts
 
@@ -231,7 +233,7 @@ def test_the_vocabulary_does_not_depend_on_how_the_log_is_cut_into_chunks() -> N
 
 def risk_none(enriched: Enriched) -> dict[str, np.ndarray]:
     """Return risk columns without any known value; the counts do not read them."""
-    return {name: np.full((len(enriched.events), 8), np.nan) for name in enriched.events.entity}
+    return {name: np.full((len(enriched.events), len(RISK_NAMES)), np.nan) for name in enriched.events.entity}
 
 
 def test_elapsed_times_fall_into_half_octaves() -> None:
@@ -239,6 +241,35 @@ def test_elapsed_times_fall_into_half_octaves() -> None:
     ids = half_octave((np.array([-1, *(seconds[1:] * 1e6)])).astype(np.int64))
     assert ids.tolist() == [2, 3, 3, 4, 5, 6, 7]
     assert (np.diff(half_octave(np.arange(0, 10**9, 10**5))) >= 0).all()
+
+
+@given(seed=SEEDS)
+def test_recent_amounts_equal_a_plain_loop_over_the_context(seed: int) -> None:
+    from fraud.contexts import context_rows
+    from fraud.features import AMOUNT_WINDOWS, feature_names
+
+    events = made_events(seed, n_users=2, max_count=25)
+    enriched, risk = enriched_whole(events, CONFIG), _risk(events)
+    spec, rows = FeatureSpec("user", CONFIG.sessions.max_events, True), np.arange(len(events))
+    names = feature_names(enriched, risk, VOCABULARY, spec)
+    got = dict(zip(names, features(enriched, risk, VOCABULARY, spec, rows).T, strict=True))
+    start_N = context_rows(enriched, "user", CONFIG.sessions.max_events)
+    amount_N, mean_N, spread_N = enriched.amount_log_N, enriched.past_mean_N, enriched.past_spread_N
+    assert amount_N is not None
+    assert mean_N is not None
+    assert spread_N is not None
+    for n in range(len(events)):
+        for name, seconds in AMOUNT_WINDOWS:
+            recent = [k for k in range(start_N[n], n) if events.time_us[n] - events.time_us[k] <= seconds * 10**6]
+            amounts = [amount_N[k] for k in recent if not np.isnan(amount_N[k])]
+            expected = np.mean(amounts) - mean_N[n] if amounts else np.nan
+            assert got[f"recent_mean_over_mean:{name}"][n] == pytest.approx(expected, abs=1e-5, nan_ok=True)
+            high = [k for k in recent if amount_N[k] > mean_N[k] + 2 * max(spread_N[k], 0.05)]
+            assert abs(got[f"unusual_amounts:{name}"][n] - len(high)) == 0
+        for back in range(1, 6):
+            is_there = n - back >= start_N[n]
+            expected = amount_N[n - back] - mean_N[n - back] if is_there else np.nan
+            assert got[f"amount_over_mean_{back}"][n] == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
 def test_a_session_of_the_log_that_another_one_interrupts_is_counted() -> None:

@@ -45,7 +45,8 @@ def _loans(n_cases: int, seed: int = 0) -> tuple[list[Json], list[Json]]:
             time += timedelta(hours=float(rng.integers(0, 40)))
         decided = None if rng.random() < 0.1 else float(rng.integers(0, n_events))
         is_declined = int(decided is not None and rng.random() < 0.5)
-        cases.append({"case_id": f"c{case}", "declined": is_declined, "decision_pos": decided, "amount_req": 1.0})
+        cases.append({"case_id": f"c{case}", "declined": is_declined, "decision_pos": decided})
+        cases[-1] |= {"accepted": 1 - is_declined, "amount_req": 100.0 * case}
     return events, cases
 
 
@@ -92,7 +93,7 @@ def test_each_prefix_of_a_loan_is_one_example_of_the_published_protocol() -> Non
 def test_no_leak_of_a_loan_reaches_the_log() -> None:
     events, cases = _loans(150)
     log, _ = bpi12_loan.adapt(pa.Table.from_pylist(events), pa.Table.from_pylist(cases))
-    assert log.column_names == ["event_id", "case_id", "pos", "ts", "activity", "lifecycle"]
+    assert log.column_names == ["event_id", "case_id", "pos", "ts", "activity", "lifecycle", "amount_requested"]
     decided_at = {case["case_id"]: case["decision_pos"] for case in cases}
     for row in log.to_pylist():
         assert row["pos"] < decided_at[row["case_id"]]
@@ -189,8 +190,9 @@ def test_card_precision_takes_a_hundred_cards_a_day_and_forgets_those_caught() -
     customer_N = np.tile(np.arange(n_cards), 2)
     # On day 0 the 40 highest cards are fraud. On day 1 they are so again, but were caught; 10 others are fraud as well.
     label_N = ((customer_N < 40) | ((day_N == 1) & (customer_N >= 40) & (customer_N < 50))).astype(np.int8)
-    judged = fdh_judge.Judged(day_N, customer_N, label_N, 1.0 - customer_N / n_cards)
-    assert fdh_judge.card_precision(judged) == pytest.approx((0.40 + 0.10) / fdh_judge.TEST_DAYS)
+    for top in (1.0, -3.0):  # probabilities, or logits below 0
+        judged = fdh_judge.Judged(day_N, n_cards - customer_N, label_N, top - customer_N / n_cards)
+        assert fdh_judge.card_precision(judged) == pytest.approx((0.40 + 0.10) / fdh_judge.TEST_DAYS)
 
 
 def test_wikipedias_edits_are_adapted_with_nothing_of_what_came_later(shared_data: Path, tmp_path: Path) -> None:

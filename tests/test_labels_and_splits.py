@@ -186,5 +186,22 @@ def test_an_entity_does_not_know_the_label_of_the_user_it_belongs_to(tmp_path: P
     config = _config(tmp_path, text)
     table = _table([0, 5, 10], fraud=[1, 1, 1], device=["d", "d", "d"])
     (chunk,) = labelled_chunks(from_table(table, config), config, as_of_us=END_OF_TIME_US)
-    risk = risk_of(chunk.enriched.events, entity_tables(chunk.enriched, chunk.labels))["device"]
+    risk = risk_of(chunk.enriched.events, entity_tables(chunk.enriched, chunk.labels, delay_us=86_400 * 10**6))[
+        "device"
+    ]
     assert (risk[:, RISK_NAMES.index("known_frauds_28d")] == 0).all()
+
+
+def test_a_fraud_reported_after_the_delay_counts_as_honest_until_then(tmp_path: Path) -> None:
+    from fraud.chunks import entity_tables
+
+    text = '[fields]\nentity = ["device"]\n[labels]\ncolumn = "fraud"\nknown_at = "known"\ndelay = "2d"\n'
+    config = _config(tmp_path, text)
+    days = [0, 1, 3, 4, 6, 7]
+    table = _table(days, fraud=[1, 0, 0, 0, 0, 0], known=_times(5, *[d + 2 for d in days[1:]]), device=["d"] * 6)
+    (chunk,) = labelled_chunks(from_table(table, config), config, as_of_us=END_OF_TIME_US)
+    tables = entity_tables(chunk.enriched, chunk.labels, delay_us=2 * DAY_US)
+    # By event: taken for honest on day 2, known as fraud on day 5; the others are honest two days after they were.
+    hours = (tables["device"].key & (2**22 - 1)) - START_US // (3600 * 10**6)
+    assert (hours[tables["device"].honest > 0] / 24).tolist() == [2, 3, 5, 6, 8, 9]
+    assert (hours[tables["device"].frauds > 0] / 24).tolist() == [5]

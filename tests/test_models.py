@@ -4,170 +4,84 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import FIELD_SIZES, FIELDS, every_event_set, last_event_set, order_pairs
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from fraud.config import ModelConfig, TrainingConfig
 from fraud.errors import BundleError, DataError
-from fraud.export import step_onnx, window_onnx
 from fraud.metrics import roc_auc
 from fraud.models import MODELS, FeatureModel, TokenModel
 from fraud.models.boosting import FeatureRows, Trees, boosting_onnx, trees_of
 from fraud.models.embedding import EventEmbedding
-from fraud.models.recurrent import Recurrent, weights_of, with_weights
-from fraud.runtime import StepModel, TreeModel, WindowModel
-from fraud.sampling import TrainingSet
+from fraud.models.network import weights_of, with_weights
+from fraud.runtime import TreeModel
 from fraud.tokens import FieldShape
-from fraud.training import best_network, fit
-
-NETWORKS = [name for name, model in MODELS.items() if isinstance(model, TokenModel)]
-TREES = [name for name, model in MODELS.items() if isinstance(model, FeatureModel)]
+from tests import contract
+from tests.contract import LAWS, Law
 
 _SIZE = ModelConfig(layers=2, width=24, trees=40, leaves=8)
+NETWORKS = [replace(_SIZE, name=name) for name, model in MODELS.items() if isinstance(model, TokenModel)]
+NETWORKS.append(replace(_SIZE, name="transformer", causal=False))  # for batches: reads whole windows
+TREES = [name for name, model in MODELS.items() if isinstance(model, FeatureModel)]
+# A toy is broken in one way, and the law that is about it has to refuse it.
+BROKEN = {
+    "toy_looks_ahead": contract.later_events_never_change_a_logit,
+    "toy_reads_padding": contract.rows_of_padding_stay_zero_in_training,
+    "toy_counts_the_window": contract.padding_never_changes_a_logit,
+    "toy_compares_users": contract.other_users_and_the_order_of_the_batch_never_change_a_logit,
+    "toy_fails_on_unknown": contract.an_event_of_unknown_ids_is_scored,
+    "toy_forgets": contract.steps_give_the_logits_of_the_window,
+    "toy_exports_another": contract.the_exported_window_gives_the_logits_of_torch,
+    "toy_hides_a_weight": contract.saved_weights_make_an_equal_network_and_equal_files,
+    "toy_differs_each_time": contract.the_same_seed_gives_the_same_bits_and_another_seed_others,
+    "toy_hears_nothing": contract.what_happened_is_learnt,
+    "toy_hears_a_bag": contract.the_order_alone_is_learnt,
+}
 
 
-def untrained(name: str, seed: int = 0) -> Recurrent:
-    model = MODELS[name]
-    assert isinstance(model, TokenModel)
-    return model.build(FIELDS, _SIZE, dropout=0.1, base_rate=0.5, seed=seed)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda model: model.name if model.causal else f"{model.name}-whole")
+def test_every_network_keeps_every_law(model: ModelConfig, law: Law) -> None:
+    law(model)
 
 
-def fitted(name: str, training_set: TrainingSet, *, epochs: int, batch_events: int) -> Recurrent:
-    config = TrainingConfig(epochs=epochs, batch_events=batch_events, learning_rate=0.02)
-    network = untrained(name)
-    *_, last = fit(network, training_set, config, resume=None)
-    return best_network(network, last.state)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_a_model_added_as_one_file_and_one_line_is_tested_by_no_new_test(law: Law, toys: None) -> None:
+    law(replace(_SIZE, name="toy"))
 
 
-def order_auc(network: Recurrent) -> float:
-    """Return the AUC on fresh pairs of equal events in another order."""
-    tokens_STF, label_S = order_pairs(2000, seed=77)
-    assert np.array_equal(np.sort(tokens_STF[:1000], axis=1), np.sort(tokens_STF[1000:], axis=1))
-    auc = roc_auc(logits(network, tokens_STF)[:, -1].astype(np.float64), label_S)
-    assert auc is not None
-    return auc
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_model_is_refused(name: str, toys: None) -> None:
+    with pytest.raises(AssertionError):
+        BROKEN[name](replace(_SIZE, name=name))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def network(request: pytest.FixtureRequest) -> Recurrent:
-    """A network that had to learn to remember: laws of parity hold by accident where the weights are untrained."""
-    torch.set_num_threads(1)
-    training_set = every_event_set(600, 0.3, seed=0, max_events=64)
-    return fitted(request.param, training_set, epochs=8, batch_events=1024)
+def test_no_law_is_idle() -> None:
+    assert {*BROKEN.values(), contract.nothing_is_found_in_shuffled_labels} == {*LAWS}
 
 
-def logits(network: Recurrent, tokens_BTF: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        return network(torch.as_tensor(tokens_BTF)).numpy()
+def test_the_law_of_shuffled_labels_would_find_a_leak(toys: None) -> None:
+    auc, error = contract.shuffled_auc(replace(_SIZE, name="toy"), leaks=True)
+    assert auc - 0.5 > 4 * error
 
 
-def any_tokens(n_windows: int, n_events: int, seed: int = 5) -> np.ndarray:
-    """Return tokens of every id but padding, the unknown one included."""
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.integers(1, size, (n_windows, n_events)) for size in FIELD_SIZES], axis=-1)
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the lines of the toys to MODELS."""
+    for name in ("toy", *BROKEN):
+        monkeypatch.setitem(MODELS, name, TokenModel("tests.toy_models"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_tells_sequences_apart_by_their_order_alone(name: str) -> None:
-    training_set = last_event_set(*order_pairs(4400, seed=0), every_held_out=11)
-    assert order_auc(fitted(name, training_set, epochs=6, batch_events=2048)) >= 0.99
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_finds_nothing_in_shuffled_labels(name: str) -> None:
-    tokens_STF, label_S = order_pairs(4400, seed=0)
-    training_set = last_event_set(tokens_STF, np.random.default_rng(1).permutation(label_S), every_held_out=11)
-    assert abs(order_auc(fitted(name, training_set, epochs=6, batch_events=2048)) - 0.5) < 0.06
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_same_seed_builds_the_same_bits_and_another_seed_others(name: str) -> None:
-    torch.manual_seed(1)
-    first = weights_of(untrained(name, seed=4))
-    torch.manual_seed(2)
-    again, other = weights_of(untrained(name, seed=4)), weights_of(untrained(name, seed=5))
-    assert all(np.array_equal(first[key], again[key]) for key in first)
-    assert not np.array_equal(first["embedding.table"], other["embedding.table"])
-
-
-def test_later_events_never_change_a_logit(network: Recurrent) -> None:
-    tokens_BTF = any_tokens(8, 64)
-    changed_BTF = tokens_BTF.copy()
-    changed_BTF[:, 40:] = any_tokens(8, 24, seed=6)
-    before, after = logits(network, tokens_BTF), logits(network, changed_BTF)
-    np.testing.assert_allclose(before[:, :40], after[:, :40], atol=1e-6, rtol=0)
-    assert np.abs(before[:, 40:] - after[:, 40:]).max() > 0.1
-
-
-def test_padding_never_changes_a_logit(network: Recurrent) -> None:
-    tokens_BTF = any_tokens(8, 40)
-    padded_BTF = np.pad(tokens_BTF, ((0, 3), (0, 24), (0, 0)))
-    np.testing.assert_allclose(
-        logits(network, tokens_BTF), logits(network, padded_BTF)[:8, :40], atol=1e-6, rtol=0
-    )  # fmt: skip
-
-
-def test_steps_give_the_logits_of_the_window(network: Recurrent) -> None:
-    tokens_BTF = torch.as_tensor(any_tokens(5, 130))
-    window_BT = logits(network, tokens_BTF.numpy())
-    state_BS = network.initial_state(5)
-    for t in range(130):
-        with torch.inference_mode():
-            state_BS, logit_B = network.step(tokens_BTF[:, t], state_BS)
-        np.testing.assert_allclose(logit_B.numpy(), window_BT[:, t], atol=1e-5, rtol=0)
-    forgetful_BT = logits(network, tokens_BTF.numpy()[:, 100:])
-    assert np.abs(forgetful_BT[:, 0] - window_BT[:, 100]).max() > 1.0  # so a lost state would show
-
-
-def test_an_event_of_unknown_ids_is_scored(network: Recurrent) -> None:
-    unknown_BTF = np.ones((1, 3, len(FIELD_SIZES)), dtype=np.int64)
-    assert np.isfinite(logits(network, unknown_BTF)).all()
-
-
-def test_rows_of_padding_stay_zero_in_training(network: Recurrent) -> None:
-    table_VD = weights_of(network)["embedding.table"]
-    offsets = [0, FIELD_SIZES[0]]
-    assert (table_VD[offsets] == 0.0).all()
-    assert (np.delete(table_VD, offsets, axis=0) != 0.0).any(axis=1).all()
-
-
-@pytest.mark.parametrize("n_windows", [1, 3, 23, 24, 128])
-def test_the_exported_window_gives_the_logits_of_torch(network: Recurrent, n_windows: int) -> None:
-    exported = WindowModel(window_onnx(weights_of(network), FIELD_SIZES))
-    for n_events in (1, 5, 64):
-        tokens_BTF = any_tokens(n_windows, n_events)
-        np.testing.assert_allclose(exported.logits(tokens_BTF), logits(network, tokens_BTF), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("n_users", [1, 3, 128])
-def test_the_exported_step_gives_the_logits_of_torch(network: Recurrent, n_users: int) -> None:
-    exported = StepModel(step_onnx(weights_of(network), FIELD_SIZES))
-    tokens_BTF = any_tokens(n_users, 130)
-    window_BT = logits(network, tokens_BTF)
-    state_BS = exported.initial_state(n_users)
-    for t in range(130):
-        state_BS, logit_B = exported.step(tokens_BTF[:, t], state_BS)
-        np.testing.assert_allclose(logit_B, window_BT[:, t], atol=1e-5, rtol=0)
-
-
-def test_an_exported_model_is_the_same_bytes_each_time(network: Recurrent) -> None:
-    weights = weights_of(network)
-    assert window_onnx(weights, FIELD_SIZES) == window_onnx(weights, FIELD_SIZES)
-
-
-def test_weights_make_the_round_trip_and_others_are_refused(network: Recurrent) -> None:
-    weights = weights_of(network)
-    other = with_weights(untrained(NETWORKS[0], seed=9), weights).eval()
-    tokens_BTF = any_tokens(4, 20)
-    assert np.array_equal(logits(other, tokens_BTF), logits(network, tokens_BTF))
+def test_weights_of_another_shape_are_refused() -> None:
+    network = contract.untrained(_SIZE)
     with pytest.raises(BundleError, match=r"head\.bias"):
-        with_weights(network, weights | {"head.bias": np.zeros(2, dtype=np.float32)})
+        with_weights(network, weights_of(network) | {"head.bias": np.zeros(2, dtype=np.float32)})
 
 
 def test_the_list_of_models_and_the_runtime_import_no_training_library() -> None:
@@ -282,7 +196,9 @@ def test_exported_trees_decide_as_scikit_learn_does(
 
 def test_neighbouring_buckets_of_an_ordered_field_start_alike_and_distant_ones_do_not() -> None:
     torch.manual_seed(0)
-    table_VD = EventEmbedding((FieldShape(43, is_ordered=True), FieldShape(43, is_ordered=False)), 512).table.detach()
+    table_VD = EventEmbedding(
+        (FieldShape("amount", 43, is_ordered=True), FieldShape("type", 43, is_ordered=False)), 512
+    ).table.detach()
     likeness = table_VD @ table_VD.T / 512
     rows = torch.arange(3, 30)
     assert likeness[rows, rows + 1].min() > 0.9

@@ -10,14 +10,14 @@ from onnx import TensorProto, helper
 
 from fraud.config import ModelConfig
 from fraud.errors import BundleError
-from fraud.export import step_onnx, window_onnx
 from fraud.models.boosting import Trees, boosting_onnx
-from fraud.models.recurrent import build_recurrent, weights_of
+from fraud.models.network import build_network, export_network, weights_of
 from fraud.runtime import StepModel, TreeModel, WindowModel
 from fraud.tokens import FieldShape
 
 _SIZES = (6, 4)
-_FIELDS = tuple(FieldShape(size, is_ordered=False) for size in _SIZES)
+_SIZE = ModelConfig(layers=2, width=4)
+_FIELDS = tuple(FieldShape(f"field{f}", size, is_ordered=False) for f, size in enumerate(_SIZES))
 _READERS: dict[str, Callable[[bytes], object]] = {
     "window.onnx": WindowModel,
     "step.onnx": StepModel,
@@ -27,7 +27,7 @@ _READERS: dict[str, Callable[[bytes], object]] = {
 
 @pytest.fixture(scope="module")
 def contents() -> dict[str, bytes]:
-    network = build_recurrent(_FIELDS, ModelConfig(layers=2, width=4), dropout=0.0, base_rate=0.1, seed=0)
+    network = build_network(_FIELDS, _SIZE, dropout=0.0, base_rate=0.1, seed=0)
     stump = Trees(
         n_features=2,
         baseline=-1.0,
@@ -41,8 +41,7 @@ def contents() -> dict[str, bytes]:
         value_M=np.array([0.0, 0.5, 2.0]),
     )
     return {
-        "window.onnx": window_onnx(weights_of(network), _SIZES),
-        "step.onnx": step_onnx(weights_of(network), _SIZES),
+        **export_network(weights_of(network), _FIELDS, _SIZE),
         "boosting.onnx": boosting_onnx(stump),
     }
 

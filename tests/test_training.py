@@ -13,12 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import FIELDS, every_event_set
 
+from fraud import training
 from fraud.batches import buckets
 from fraud.config import ModelConfig, TrainingConfig
 from fraud.errors import ConfigError, DataError
-from fraud.models.recurrent import Recurrent, build_recurrent, weights_of
+from fraud.models.dropout import Dropout
+from fraud.models.embedding import EventEmbedding
+from fraud.models.network import Network, build_network, weights_of
 from fraud.sampling import TrainingSet, held_out_sample, training_sample
-from fraud.training import EpochReport, best_network, fit, state_from_arrays, state_to_arrays
+from fraud.tokens import FieldShape
+from fraud.training import EpochReport, best_network, can_train_in_bf16, fit, state_from_arrays, state_to_arrays
 
 _CONFIG = TrainingConfig(epochs=4, patience=4, batch_events=512, learning_rate=0.01, negative_rate=0.5, seed=7)
 
@@ -28,9 +32,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def small_network(seed: int = 0, base_rate: float = 0.1) -> Recurrent:
+def small_network(seed: int = 0, base_rate: float = 0.1) -> Network:
     model = ModelConfig(layers=2, width=8)
-    return build_recurrent(FIELDS, model, dropout=0.1, base_rate=base_rate, seed=seed)
+    return build_network(FIELDS, model, dropout=0.1, base_rate=base_rate, seed=seed)
 
 
 def same_weights(one: EpochReport, other: EpochReport) -> bool:
@@ -106,7 +110,7 @@ def test_the_mean_score_is_the_base_rate_whatever_share_of_negatives_is_kept(neg
     config = TrainingConfig(
         epochs=8, patience=8, batch_events=2048, learning_rate=0.03, negative_rate=negative_rate, dropout=0.0
     )
-    network = build_recurrent(FIELDS, ModelConfig(layers=1, width=16), dropout=0.0, base_rate=0.5, seed=0)
+    network = build_network(FIELDS, ModelConfig(layers=1, width=16), dropout=0.0, base_rate=0.5, seed=0)
     *_, last = fit(network, every_event_set(1500, 0.1, seed=0, max_events=64), config, resume=None)
     best = best_network(network, last.state)
     fresh = every_event_set(1200, 0.1, seed=1, max_events=64)
@@ -171,6 +175,63 @@ def test_fitting_changes_neither_its_network_nor_the_state_of_torch() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == 1
     assert all(np.array_equal(before[name], array) for name, array in weights_of(network).items())
+
+
+# Precision and the pieces made for speed
+
+
+def test_bf16_learns_what_fp32_learns_and_keeps_weights_of_32_bits() -> None:
+    if not can_train_in_bf16(torch.device("cpu")):
+        pytest.skip("this processor does not multiply in bfloat16")
+    training_set = every_event_set(600, 0.3, seed=0, max_events=64)
+    config = TrainingConfig(epochs=6, batch_events=1024, learning_rate=0.02)
+    last: dict[str, EpochReport] = {}
+    for name in ("fp32", "bf16"):
+        precise = dataclasses.replace(config, precision="bf16" if name == "bf16" else "fp32")
+        *_, last[name] = fit(small_network(), training_set, precise, resume=None)
+    assert not same_weights(last["fp32"], last["bf16"])
+    assert {tensor.dtype for tensor in last["bf16"].state.weights.values()} == {torch.float32}
+    assert last["bf16"].held_out_loss == pytest.approx(last["fp32"].held_out_loss, abs=0.01)
+
+
+def test_bf16_is_refused_where_the_device_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "can_train_in_bf16", lambda device: False)
+    config = dataclasses.replace(_CONFIG, precision="bf16")
+    with pytest.raises(ConfigError, match=r'training\.precision = "bf16": this cpu cannot; expected "fp32"'):
+        list(fit(small_network(), every_event_set(30, 0.2, seed=1), config, resume=None))
+
+
+@given(
+    n_events=st.integers(1, 50),
+    sizes=st.lists(st.integers(4, 30), min_size=1, max_size=5),
+    seed=st.integers(0, 2**31),
+)
+def test_the_gradient_of_the_embedding_is_that_of_pytorch(n_events: int, sizes: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    embedding = EventEmbedding(tuple(FieldShape(f"field{f}", size, False) for f, size in enumerate(sizes)), 8)
+    tokens_NF = torch.stack([torch.randint(0, size, (n_events,)) for size in sizes], dim=1)
+    weight_ND = torch.randn(n_events, 8)
+    gradients: list[torch.Tensor] = []
+    for is_training in (True, False):
+        embedding.train(is_training).zero_grad()
+        (embedding(tokens_NF) * weight_ND).sum().backward()
+        assert embedding.table.grad is not None
+        gradients.append(embedding.table.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_drops_its_share_keeps_the_mean_and_rests_while_scoring() -> None:
+    torch.manual_seed(0)
+    values = torch.ones(301, 999, requires_grad=True)
+    dropout = Dropout(0.1)
+    dropped = dropout(values)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.1, abs=0.005)
+    assert float(dropped.detach().mean()) == pytest.approx(1.0, abs=0.003)
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped.detach())
+    share_D = (dropped == 0).float().mean(0)  # no column is favoured
+    assert 0.02 < float(share_D.min()) < float(share_D.max()) < 0.22
+    assert dropout.eval()(values) is values
 
 
 # Stopping

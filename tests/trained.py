@@ -17,23 +17,25 @@ import pytest
 
 from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config, config_to_toml, load_config
-from fraud.learning import train
+from fraud.judging import train
 from fraud.logs import read_log
 from pipelines.simulate import simulate
 from tests.commands import run_fraud
 
-MODELS = ("boosting", "lstm")
+MODELS = ("boosting", "lstm", "fused")
 # Contexts of 16 events, so that most users have more than one; 300 users, so that both are trained in seconds.
 _OVERRIDES = (
     "sessions.max_events=16",
     "model.layers=1",
     "model.width=16",
     "model.trees=40",
+    'model.members=["gru", "boosting"]',
     "training.epochs=8",
     "training.batch_events=512",
     "training.learning_rate=0.01",
 )
-_TRACKERS = {"lstm": "sqlite:///mlflow.db", "boosting": "http://127.0.0.1:9"}  # nothing listens on port 9
+# Nothing listens on port 9.
+_TRACKERS = {"lstm": "sqlite:///mlflow.db", "fused": "sqlite:///mlflow.db", "boosting": "http://127.0.0.1:9"}
 
 
 @dataclass(frozen=True, slots=True)

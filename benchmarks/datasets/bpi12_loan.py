@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "bpi12_loan"
 MIN_PREFIX, MAX_PREFIX = 3, 40
 TRAIN_SHARE, VALID_SHARE = 0.72, 0.08
+OUTCOMES = ("declined", "accepted")
 
 # The whole leak list: events from the decision on (cut below), the review that follows a suspicion, and its staff:
 # three resources give the outcome away, and since no token needs it the column stays out. A case's length is never a
@@ -53,6 +54,7 @@ event_id = "event_id"
 order = "pos"                         # many steps share a millisecond
 
 [fields]
+numeric = ["amount_requested"]        # stands in the application itself, so it is known from the first event on
 # A model is told the time since the last of each of these.
 key_types = [
   "A_PREACCEPTED|COMPLETE", "A_ACCEPTED|COMPLETE", "A_FINALIZED|COMPLETE", "O_SENT|COMPLETE", "O_SENT_BACK|COMPLETE",
@@ -67,7 +69,7 @@ max_events = 64
 [labels]
 path = "labels.parquet"               # one row for each event: the case's outcome, and which part the prefix is of
 key = ["event_id"]
-column = "declined"
+column = "declined"                   # or "accepted"
 level = "event"
 
 [decisions]
@@ -118,9 +120,11 @@ def write_dataset(data: Path, out: Path) -> dict[str, int]:
 def adapt(raw_events: pa.Table, raw_cases: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return (events, labels): the log without its leaks, and for each of its events the outcome and the part.
 
-    Cases that were never decided have no outcome and are left out. label null: too short or too long a prefix.
+    Cases that were never decided have no outcome and are left out. labels null: too short or too long a prefix.
     """
-    cases = raw_cases.select(["case_id", "declined", "decision_pos"]).filter(pc.is_valid(raw_cases["decision_pos"]))
+    cases = raw_cases.select(["case_id", *OUTCOMES, "amount_req", "decision_pos"]).filter(
+        pc.is_valid(raw_cases["decision_pos"])
+    )
     events = raw_events.select(["case_id", "pos", "timestamp", "activity", "lifecycle"])
     events = events.join(cases, "case_id", join_type="inner")
     texts = {name: events[name].cast(pa.string()) for name in ("case_id", "activity", "lifecycle")}
@@ -142,12 +146,13 @@ def adapt(raw_events: pa.Table, raw_cases: pa.Table) -> tuple[pa.Table, pa.Table
             "ts": events["timestamp"],
             "activity": events["activity"],
             "lifecycle": events["lifecycle"],
+            "amount_requested": events["amount_req"].cast(pa.float64()),
         }
     )
     labels = pa.table(
         {
             "event_id": ids,
-            "declined": pa.array(events["declined"].to_numpy(), mask=~has_example_N),
+            **{name: pa.array(events[name].to_numpy(), mask=~has_example_N) for name in OUTCOMES},
             "part": pa.array(part_N.tolist(), pa.string()),
         }
     )

@@ -80,6 +80,12 @@ column = "part_{fold}"
 
 [model]
 name = "boosting"
+trees = 75
+leaves = 15
+
+[training]
+# A week holds some 580 frauds: all users train, and 75 trees or 8 epochs are enough. Chosen on folds before these four.
+held_out = 0
 
 [policy]
 alert_budget = 0.01

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,11 @@ def judge_folds(folder: Path, name: str) -> dict[str, Any]:  # Any: JSON
     if not folds:
         raise DataError(f"{folder}: no scores named {name}-FOLD.parquet")
     judged = {fold: judged_payments(events, fold, pq.read_table(scores)) for fold, scores in folds.items()}
+    return summary(judged)
+
+
+def summary(judged: Mapping[str, Judged]) -> dict[str, Any]:  # Any: JSON
+    """Return {fold: figures, "mean": figures, "ci": {figure: [low, high]}}."""
     figures: dict[str, Any] = {fold: _figures(payments) for fold, payments in judged.items()}
     mean = {figure: float(np.mean([one[figure] for one in figures.values()])) for figure in ("auc", "ap", "cp100")}
     return figures | {"mean": mean, "ci": _intervals(list(judged.values()))}
@@ -72,19 +78,27 @@ def judged_payments(events: pa.Table, fold: str, scores: pa.Table) -> Judged:
     """Return the payments of the fold's test week by customers not yet known as defrauded, with their scores."""
     day_N = events["ts"].cast(pa.int64()).to_numpy() // _DAY_MS
     start = int(day_N[pc.equal(events[f"part_{fold}"], "train").to_numpy()].min())
-    day_N = day_N - start
     customer_N = events["customer"].to_numpy().astype(np.int64)
     label_N = events["fraud"].to_numpy().astype(np.int8)
-    known_from = _known_from(day_N, customer_N, label_N)
-    first_test = TRAIN_DAYS + DELAY_DAYS
-    test_day_N = day_N - first_test
-    counts_N = (test_day_N >= 0) & (test_day_N < TEST_DAYS) & (test_day_N < known_from[customer_N])
-    rows = np.flatnonzero(counts_N)
+    test_day_N, rows = test_days(day_N - start, customer_N, label_N)
     place = pc.index_in(events["event_id"].take(pa.array(rows)).cast(pa.string()), value_set=scores["event_id"])
     if place.null_count:
         raise DataError(f"fold {fold}: {place.null_count} of {len(rows)} test payments have no score")
     score_N = scores["score"].take(place).to_numpy()
     return Judged(test_day_N[rows], customer_N[rows], label_N[rows], score_N)
+
+
+def test_days(
+    day_N: IntArray, customer_N: IntArray, label_N: npt.NDArray[np.int8]
+) -> tuple[IntArray, npt.NDArray[np.intp]]:
+    """Return the test day of each payment (0..6 in the test week), and the rows of those that count.
+
+    day_N: since the training week began. customer_N: any small integers.
+    """
+    known_from = _known_from(day_N, customer_N, label_N)
+    test_day_N = day_N - TRAIN_DAYS - DELAY_DAYS
+    counts_N = (test_day_N >= 0) & (test_day_N < TEST_DAYS) & (test_day_N < known_from[customer_N])
+    return test_day_N, np.flatnonzero(counts_N)
 
 
 def _known_from(day_N: IntArray, customer_N: IntArray, label_N: npt.NDArray[np.int8]) -> IntArray:
@@ -115,7 +129,7 @@ def card_precision(judged: Judged) -> float:
     for day in range(TEST_DAYS):
         rows = np.flatnonzero((judged.day_N == day) & ~caught[judged.customer_N])
         customers, card_R = np.unique(judged.customer_N[rows], return_inverse=True)
-        score_C, is_fraud_C = np.zeros(len(customers)), np.zeros(len(customers), dtype=np.int64)
+        score_C, is_fraud_C = np.full(len(customers), -np.inf), np.zeros(len(customers), dtype=np.int64)
         np.maximum.at(score_C, card_R, judged.score_N[rows])
         np.maximum.at(is_fraud_C, card_R, judged.label_N[rows])
         highest = np.argsort(-score_C, kind="stable")[:N_CARDS]

@@ -1,29 +1,20 @@
 """Which scorers there are: one line each in MODELS.
 
-Importing this file imports neither torch nor scikit-learn: an entry holds a function that imports what it needs when it
-is called, so that a command line starts fast and a server that only scores never loads them.
+Importing this file imports neither torch nor scikit-learn: an entry names what to import when it is needed, so that a
+command line starts fast and a server that only scores never loads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from fraud.config import ModelConfig, TrainingConfig
-from fraud.tokens import FieldShape
+from fraud.errors import ConfigError
 
 if TYPE_CHECKING:
     from fraud.models.boosting import FeatureRows, Trees
-    from fraud.models.recurrent import Recurrent
-
-
-class BuildNetwork(Protocol):
-    """Return an untrained network for tokens of these fields; base_rate sets its first answer."""
-
-    def __call__(
-        self, fields: tuple[FieldShape, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
-    ) -> Recurrent: ...
 
 
 class FitTrees(Protocol):
@@ -42,9 +33,9 @@ class FitTrees(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenModel:
-    """A network that reads token windows: `build`, then `fraud.training.fit`."""
+    """A network that reads token windows; `module` is its file, with `build_encoder` (`fraud.models.network`)."""
 
-    build: BuildNetwork
+    module: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +45,9 @@ class FeatureModel:
     fit: FitTrees
 
 
-def _build_lstm(
-    fields: tuple[FieldShape, ...], model: ModelConfig, *, dropout: float, base_rate: float, seed: int
-) -> Recurrent:
-    from fraud.models.recurrent import build_recurrent
-
-    return build_recurrent(fields, model, dropout=dropout, base_rate=base_rate, seed=seed)
+@dataclass(frozen=True, slots=True)
+class FusedModel:
+    """A stack of other scorers (`fraud.models.fusion`)."""
 
 
 def _fit_boosting(
@@ -70,7 +58,29 @@ def _fit_boosting(
     return fit_trees(rows, held_out, model=model, training=training, log_odds_shift=log_odds_shift)
 
 
-MODELS: Mapping[str, TokenModel | FeatureModel] = {
+MODELS: Mapping[str, TokenModel | FeatureModel | FusedModel] = {
+    "average": TokenModel("fraud.models.average"),
     "boosting": FeatureModel(_fit_boosting),
-    "lstm": TokenModel(_build_lstm),
+    "fused": FusedModel(),
+    "gru": TokenModel("fraud.models.recurrent"),
+    "lstm": TokenModel("fraud.models.recurrent"),
+    "rnn": TokenModel("fraud.models.recurrent"),
+    "transformer": TokenModel("fraud.models.transformer"),
 }
+
+
+def check_names(names: Iterable[str], setting: str) -> None:
+    """Raise ConfigError that lists the known models where one of the names is not among them."""
+    for name in names:
+        if name not in MODELS:
+            raise ConfigError(f"{setting} = {name!r}: no such model; known here: {', '.join(sorted(MODELS))}")
+
+
+def token_model(name: str) -> TokenModel:
+    """Return the entry of a network; raise ConfigError for any other name."""
+    check_names([name], "model.name")
+    model = MODELS[name]
+    if not isinstance(model, TokenModel):
+        networks = sorted(known for known, entry in MODELS.items() if isinstance(entry, TokenModel))
+        raise ConfigError(f"model.name = {name!r}: not a network; expected one of {', '.join(networks)}")
+    return model

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,8 +43,39 @@ class EventEmbedding(nn.Module):
         """Return float32 [..., D] of int64 tokens [..., F]; unit variance at the start whatever F is."""
         rows_NF = (tokens + self.offsets_F).flatten(0, -2)
         # embedding_bag sums without writing [N, F, D]: a third of gather-and-sum at D = 128, forward and backward.
-        summed_ND = functional.embedding_bag(rows_NF, self.table, mode="sum")
+        if self.training and self.table.device.type == "cpu":
+            summed_ND = _summed_rows(self.table, rows_NF)
+        else:
+            summed_ND = functional.embedding_bag(rows_NF, self.table, mode="sum")
         return summed_ND.view(*tokens.shape[:-1], -1) * tokens.shape[-1] ** -0.5
+
+
+class _SummedRows(torch.autograd.Function):
+    """embedding_bag whose backward is one as well.
+
+    The gradient of a row is the sum of those of the events that hold it: a bag for each row, once the events are sorted
+    by row. That takes a fifth of PyTorch's own backward, which was a tenth of all the time an LSTM trained.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table_VD: Tensor, rows_NF: Tensor) -> Tensor:  # Any: untyped in torch
+        ctx.save_for_backward(rows_NF)
+        ctx.n_rows = len(table_VD)
+        return functional.embedding_bag(rows_NF, table_VD, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (rows_NF,) = ctx.saved_tensors
+        # NumPy sorts integers of 16 bits by radix; that and the bag are stable, so the same seed gives the same bits.
+        row_M = rows_NF.numpy().ravel().astype(np.int16 if ctx.n_rows < 2**15 else np.int32)
+        event_M = np.argsort(row_M, kind="stable") // rows_NF.shape[1]
+        count_V = np.bincount(row_M, minlength=ctx.n_rows)
+        starts_V = torch.as_tensor(np.cumsum(count_V) - count_V)
+        return functional.embedding_bag(torch.as_tensor(event_M), gradients[0].contiguous(), starts_V, mode="sum"), None
+
+
+def _summed_rows(table_VD: Tensor, rows_NF: Tensor) -> Tensor:
+    return cast(Tensor, _SummedRows.apply(table_VD, rows_NF))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _smooth_rows(n_buckets: int, width: int) -> Tensor:

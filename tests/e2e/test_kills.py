@@ -1,4 +1,4 @@
-"""kill -9 in the middle of `score` and `train`: nothing partial under a final name; --resume gives the same bytes."""
+"""kill -9 in the middle of `score`, `train`, `compare`: nothing partial under a final name; resumed, the same bytes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ import hashlib, json, os, random, signal, sys, time, traceback
 from pathlib import Path
 
 import onnx, pandas, pyarrow.compute, pyarrow.csv, pyarrow.parquet, safetensors.numpy, torch, torch._dynamo
-import fraud.export, fraud.learning, fraud.logs, fraud.training
-import pipelines.prepare, pipelines.score, pipelines.train
+import fraud.models.network, fraud.models.recurrent_graph, fraud.learning, fraud.logs, fraud.training
+import sklearn.ensemble
+import pipelines.compare, pipelines.prepare, pipelines.score, pipelines.train
 from pipelines.cli import main
 
 arguments, root = json.loads(sys.argv[1]), Path(sys.argv[2])
 fraud.logs.PARTITION_BYTES = int(sys.argv[3])
 pipelines.train.track = lambda *_: None  # after the bundle stands; by far the slowest part of a small training
+pipelines.compare.track = pipelines.compare.track_parent = lambda *_, **__: None
+pipelines.compare.pictures = lambda *_: []  # most of the time of a small comparison
+read_fit = pipelines.compare.read_fit
+pipelines.compare.read_fit = lambda job: read_fit(job)._replace(fit_s=1.0)  # all else must be the same
 seed, n_times, n_names = json.loads(sys.argv[4])
 
 
@@ -159,6 +164,18 @@ def test_training_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trai
     _check(report, at_least=10)
     assert any(".bundle.work/lstm.checkpoint" in point["after"] for point in report["points"])
     load_bundle(tmp_path / "whole" / "out" / "bundle")
+
+
+def test_a_comparison_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
+    simulate(tmp_path / "log", users=80, days=40, seed=3, fraud_rate=0.1)
+    config = tmp_path / "log" / "config.toml"
+    config.write_text(config_to_toml(trained.config), encoding="utf-8")
+    arguments = ["compare", str(config), "-o", "OUT/comparison", "--models", "boosting", "--ablate"]
+    arguments += ["--jobs", "1", "--set", "model.trees=10"]
+    report = _driven(arguments, tmp_path, partition_bytes=2**29, n_times=4, n_names=4)
+    assert {"comparison/comparison.json", "comparison/bundles/boosting/manifest.json"} <= report["whole"].keys()
+    _check(report, at_least=5)
+    assert any(".comparison.work/fits/boosting-0/fit/fit.json" in point["after"] for point in report["points"])
 
 
 def _stopped(monkeypatch: pytest.MonkeyPatch, where: object, name: str, *command: str | Path) -> None:

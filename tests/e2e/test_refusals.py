@@ -38,7 +38,7 @@ def small(tmp_path: Path) -> Path:
         ("modle.width=3", ("unknown name 'modle'", "log", "fields", "sessions", "model")),
         ("log.usr=x", ("unknown name 'log.usr'", "user", "time", "type")),
         ("model.width=1000000000", ("model.width = 1000000000", "1024")),
-        ("model.name=lstmm", ("model.name = 'lstmm'", "boosting, lstm")),
+        ("model.name=lstmm", ("model.name = 'lstmm'", "known here: average, boosting, fused")),
         ("sessions.gap=30", ("sessions.gap", "30m")),
         ("labels.level=day", ("labels.level", "event", "session", "user")),
         ("width=3", ("--set 'width=3'", "SECTION.FIELD=VALUE")),

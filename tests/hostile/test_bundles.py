@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from fraud.bundle import load_bundle
 from fraud.errors import BundleError
-from fraud.export import step_onnx, window_onnx
+from fraud.models.recurrent import onnx_files
 from tests.hostile.damages import DAMAGES, OTHERS, weights
 from tests.tampered import copied, tampered, with_manifest
 from tests.trained import MODELS, Trained, trained_bundles
@@ -88,6 +88,33 @@ def test_a_file_that_the_manifest_does_not_name_is_found(trained: Trained, tmp_p
         (copy / name).unlink()
     (copy / "members").mkdir()
     _refused(copy, "members")
+
+
+def test_a_fused_bundle_whose_members_are_not_its_own_is_refused(trained: Trained, tmp_path: Path) -> None:
+    fused = trained.folder / "fused"
+    fusion = json.loads((fused / "fusion.json").read_text(encoding="utf-8"))
+
+    def changed(place: str, **changes: object) -> Path:
+        text = json.dumps(fusion | changes).encode()
+        return tampered(fused, tmp_path / place, {"fusion.json": text}, mends_golden=True)
+
+    _refused(changed("a", members=["gru", "lstm"]), r"fusion\.json: weighs .*'lstm'.* holds \['boosting', 'gru'\]")
+    _refused(changed("b", weights=[1.0]), "1 weights")
+    _refused(changed("c", weights=fusion["weights"][::-1]), "of the golden events")
+    copy = copied(fused, tmp_path / "d")
+    for name in ("members/rnn/window.onnx", "members/gru/extra.py", "members/gru/deep/er", "members/loose"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(b"")
+        _refused(copy, re.escape(name.removesuffix("/er")))
+        (copy / name).unlink()
+        if not any((copy / name).parent.iterdir()):
+            (copy / name).parent.rmdir()
+    (copy / "members" / "empty").mkdir()
+    _refused(copy, "members/empty")
+    (copy / "members" / "empty").rmdir()
+    (copy / "members" / "gru").rename(tmp_path / "outside")
+    (copy / "members" / "gru").symlink_to(tmp_path / "outside")
+    _refused(copy, "members/gru")
 
 
 def test_only_plain_files_are_read(trained: Trained, tmp_path: Path) -> None:
@@ -196,14 +223,15 @@ def test_a_changed_network_does_not_give_the_golden_scores(
 
 def test_a_step_of_other_weights_does_not_give_the_golden_scores(trained: Trained, tmp_path: Path) -> None:
     tensors = weights(trained.folder)
-    sizes = trained.bundle("lstm").scorer.model.vocabulary.field_sizes
-    tensors["recurrent.weight_hh_l0"] = tensors["recurrent.weight_hh_l0"] * np.float32(1.05)
-    step = tampered(
-        trained.folder / "lstm", tmp_path / "a", {"step.onnx": step_onnx(tensors, sizes)}, mends_golden=True
-    )
-    _refused(step, r"one at a time \(step\.onnx\)")
-    window = {"window.onnx": window_onnx(tensors, sizes)}
-    _refused(tampered(trained.folder / "lstm", tmp_path / "b", window, mends_golden=True), "of the golden events")
+    fields = trained.bundle("lstm").scorer.model.vocabulary.field_shapes
+    tensors["encoder.cells.weight_hh_l0"] = tensors["encoder.cells.weight_hh_l0"] * np.float32(1.05)
+    files = onnx_files(tensors, fields, trained.bundle("lstm").scorer.config.model)
+    for name, refusal in (
+        ("step.onnx", r"one at a time \(step\.onnx\)"),
+        ("window.onnx", "of the golden events"),
+    ):
+        changes = {name: files[name]}
+        _refused(tampered(trained.folder / "lstm", tmp_path / name, changes, mends_golden=True), refusal)
 
 
 def test_trees_of_another_vocabulary_are_refused(trained: Trained, tmp_path: Path) -> None:
