@@ -1,4 +1,4 @@
-"""Does padding hide a fraud? `python benchmarks/robustness.py [--users 8000] [--seed 0] [--models lstm,gru,fused]`.
+"""Does padding hide a fraud? `python benchmarks/robustness.py [--users 8000] [--seed 0]`.
 
 A bank is simulated and scorers are trained on it. Then the histories of the test period's story frauds are padded, and
 the share of frauds that reach the review threshold (unchanged, fitted on validation) is compared with the plain ones:
@@ -34,9 +34,9 @@ from fraud.events import Events, IntArray
 from fraud.logs import event_ids, read_log
 from fraud.scoring import Scorer, Tables, score_log
 from fraud.tables import tables_of
+from pipelines.compare import compare_log
 from pipelines.console import Screen
 from pipelines.simulate import simulate
-from pipelines.train import train_bundle
 
 PADDINGS = {"before": (64, 0), "between": (0, 16), "both": (64, 16)}
 _SESSION_GAP_US = 30 * 60 * 10**6
@@ -56,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", default="lstm,gru,transformer,boosting,fused")
-    parser.add_argument("--members", default="lstm,gru,transformer,boosting")
+    parser.add_argument("--models", default="boosting,lstm,transformer,fused")
+    parser.add_argument("--jobs", type=int, default=2, help="How many fits at a time.")
     parser.add_argument("--work", type=Path, help="Keep the log and the bundles here, and take up what is there.")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--json", action="store_true")
@@ -67,17 +67,26 @@ def main() -> None:
         log = work / "log"
         if not log.exists():
             simulate(log, users=arguments.users, seed=arguments.seed)
-        members = json.dumps(arguments.members.split(","))
-        overrides = [f"training.seed={arguments.seed}", f"model.members={members}", *arguments.set]
-        figures: dict[str, Mapping[str, object]] = {}
-        for name in arguments.models.split(","):
-            config = load_config(log / "config.toml", [f"model.name={name}", *overrides])
-            bundle = work / name
-            if not bundle.exists():
-                sys.stderr.write(f"training {name} ...\n")
-                train_bundle(config, bundle, overwrite=False, resume=False, screen=Screen(as_json=True))
-            figures[name] = recalls(load_bundle(bundle).scorer, config, log / "oracle.parquet", arguments.seed)
-            sys.stderr.write(f"{name}: {json.dumps(figures[name])}\n")
+        config = load_config(log / "config.toml", [f"training.seed={arguments.seed}", *arguments.set])
+        comparison, names = work / "comparison", tuple(arguments.models.split(","))
+        if not comparison.exists():
+            compare_log(
+                config,
+                comparison,
+                names,
+                seeds=1,
+                ablate=False,
+                overwrite=False,
+                resume=False,
+                n_processes=arguments.jobs,
+                screen=Screen(as_json=True),
+            )
+        figures = {
+            name: recalls(
+                load_bundle(comparison / "bundles" / name).scorer, config, log / "oracle.parquet", arguments.seed
+            )
+            for name in names
+        }
     sys.stdout.write((json.dumps(figures, indent=1) if arguments.json else _table(figures)) + "\n")
 
 

@@ -18,8 +18,8 @@ KeyArray = npt.NDArray[np.uint64]
 
 # Of the sessions: left as they are, padded a little, padded heavily; the share of their events with a run before them.
 _SHARES, _PADDED = (0.3, 0.3, 0.4), (0.0, 0.2, 0.6)
-_LONGEST_WITHIN, _LONGEST_BEFORE = 16, 64  # events of a run within a session, and before its first event
-_P_BEFORE = 0.25  # of the padded sessions
+_LONGEST_WITHIN, _LONGEST_BEFORE = 16, 80  # events of a run within a session, and before its first event
+_P_BEFORE = 0.35  # of the padded sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +123,15 @@ class _Dice:
 def _runs(
     opens_N: BoolArray, dice: _Dice, user_N: npt.NDArray[np.int32], index_N: IntArray, session_N: IntArray
 ) -> IntArray:
-    """Return int64 [N]: how many events are put in before each event; the lengths are log-uniform."""
+    """Return int64 [N]: how many events are put in before each event.
+
+    Runs within a session have log-uniform lengths: most are short; those before one are as often long as short.
+    """
     kind_N = np.searchsorted(np.cumsum(_SHARES), dice.throw(1, user_N, session_N), side="right")
     share_N = np.array(_PADDED)[np.minimum(kind_N, len(_PADDED) - 1)]
     chance_N = np.where(opens_N, _P_BEFORE * (share_N > 0), share_N)
     longest_N = np.where(opens_N, _LONGEST_BEFORE, _LONGEST_WITHIN)
-    length_N = np.floor(np.exp(dice.throw(2, user_N, index_N) * np.log(longest_N + 1))).astype(np.int64)
+    thrown_N = dice.throw(2, user_N, index_N)
+    within_N = np.exp(thrown_N * np.log(longest_N + 1))
+    length_N = np.floor(np.where(opens_N, 1 + thrown_N * longest_N, within_N)).astype(np.int64)
     return np.where(dice.throw(3, user_N, index_N) < chance_N, length_N, 0)

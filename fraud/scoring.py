@@ -29,7 +29,7 @@ from fraud.runtime import TreeModel, WindowModel
 from fraud.splits import decides
 from fraud.tokens import Risk, TokenArray, Vocabulary, encode
 
-BATCH_EVENTS = 4096  # padded events of one call of the network: large enough for its matrix products, small in cache
+BATCH_EVENTS = 2048  # padded events of one call of the network: large enough for its matrix products, small in cache
 FEATURE_ROWS = 65_536  # rows of features held at once
 CHUNK_EVENTS = 250_000  # events of whole users enriched at once
 NO_DECISION = -1

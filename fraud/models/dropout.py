@@ -12,7 +12,7 @@ _VALUES_OF_A_BYTE = 256
 class Dropout(nn.Module):
     """Sets each number to 0 with probability `rate` while training, and scales the others so that the mean stays.
 
-    On a CPU the rate is rounded to 1/256. There a generator of bytes is twenty times as fast as PyTorch's Bernoulli
+    On a CPU the rate is rounded to 1/256. There a generator of bytes is some ten times as fast as PyTorch's Bernoulli
     numbers, which were a tenth of all the time that a network of width 128 trained.
     """
 
