@@ -60,14 +60,14 @@ key = ["event_id"]
 column = "fraud"
 level = "event"
 known_at = "known_at"
-delay = "7d"                          # no report by then: taken as honest
+delay = "{delay_days}d"                         # no report by then: taken as honest
 
 [decisions]
 on = ["transfer_out", "withdraw"]
 
 [split]
 by = "time"
-fractions = [0.6, 0.25, 0.15]
+fractions = [0.55, 0.3, 0.15]        # half of the validation period is too recent to be settled
 
 [model]
 name = "lstm"
@@ -106,7 +106,9 @@ def simulate(
     summary = _summary(chain, log, reports)
     by_time_N = np.lexsort((log.user_N, log.time_us_N))
     event_ids = _event_ids(by_time_N)
-    config = _CONFIG.format(**summary, days=days, seed=seed, fraud_rate=fraud_rate)
+    # 63 % of the reports come within 7 days and 91 % within 13: what comes later makes every score too low.
+    delay_days = max(1, min(14, int(0.15 * days)))
+    config = _CONFIG.format(**summary, days=days, seed=seed, fraud_rate=fraud_rate, delay_days=delay_days)
     tables = {
         "events.parquet": _events_table(log, by_time_N, event_ids),
         "labels.parquet": _labels_table(reports, event_ids),
