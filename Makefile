@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 .PHONY: help venv demo test check nightly bench clean
 
 help:
-	@echo "make demo     simulate a bank's log, train both scorers, compare, score        ($(DEMO)/)"
+	@echo "make demo     simulate a bank's log, compare five scorers, bundle the best, score ($(DEMO)/)"
 	@echo "make test     the tests that need under a minute each"
 	@echo "make check    format, lint, types, tests: what CI runs"
 	@echo "make nightly  every test, the slow ones too (reads ../shared/data where it is there)"
-	@echo "make bench    the scripts in benchmarks/ and their ratios"
+	@echo "make bench    the scripts in benchmarks/ and their ratios (an hour or two)"
 	@echo "make clean    remove what these targets made"
 
 venv: $(VENV)/.installed
@@ -40,7 +40,9 @@ nightly: venv
 	$(BIN)/python -m pytest -n 2
 
 bench: venv
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/quality.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m benchmarks.quality --work build/quality
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .hypothesis

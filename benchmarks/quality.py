@@ -1,6 +1,6 @@
-"""Every scorer on the public logs, beside the published figures: `python benchmarks/quality.py --work DIR`.
+"""Every scorer on the public logs, beside the published figures: `python -m benchmarks.quality --work DIR`.
 
-    python benchmarks/quality.py --work DIR [--only fdh,declined,accepted,wikipedia] [--models boosting,lstm,fused]
+    python -m benchmarks.quality --work DIR [--only fdh,declined,accepted,wikipedia] [--models boosting,lstm,fused]
 
 fdh: the card payments of the Fraud Detection Handbook, the mean over its four folds (the book's protocol, with card
 precision@100). declined, accepted: the loans of BPI 2012. wikipedia: edits that end in a ban. Each log is adapted by

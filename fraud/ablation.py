@@ -80,7 +80,7 @@ class Worth:
                 told.append(f"{name} does better without {what.upper()} on these data: {lost:+.3f} AP {interval}")
             else:
                 told.append(
-                    f"{what.upper()} is worth nothing to {name} that these data show: {lost:+.3f} AP {interval}"
+                    f"what {what.upper()} is worth to {name} does not show on these data: {lost:+.3f} AP {interval}"
                 )
         return told
 

@@ -25,9 +25,10 @@ from fraud.logs import Log
 from fraud.metrics import DetectionDelay, Metrics, alerts, detection_delay
 from fraud.pairing import Difference, Ranked, differences, mean_score_over_base_rate_ci, ranked
 from fraud.preparation import Prepared, prepare
-from fraud.ranking import Interval, n_within_budget, percentile_interval
+from fraud.ranking import Interval, LabelArray, n_within_budget, percentile_interval
 
 Json = dict[str, Any]  # Any: JSON
+_FEW_FRAUDS = 10  # that choose between scorers
 _MEANS = frozenset({"ap", "auc", "recall_at_budget", "precision_at_budget", "alert_rate", "recall_at_threshold"}) | {
     "money_saved",
     "ece",
@@ -97,7 +98,7 @@ class Comparison:
     def words(self) -> tuple[str, ...]:
         """Return the verdict as sentences: the pick, each pair, what order and time are worth, what cannot be said."""
         told = [] if self.picked is None else [f"validation picks {self.picked} (AP on the first half of its users)"]
-        told += [_pair_words(a, b, one) for (a, b), one in self.paired.items()]
+        told += [pair_words(a, b, one) for (a, b), one in self.paired.items()]
         for name, worth in (self.ablation or {}).items():
             told += worth.words(name)
         return (*told, *self.limits)
@@ -135,7 +136,7 @@ def compare(
 
 def check_halves(prepared: Prepared, lineup: Lineup) -> None:
     """Raise DataError where a half of the validation users cannot do what it is for, before anything is trained."""
-    if lineup.members and _choosing_classes(prepared) < 2:
+    if lineup.members and len(np.unique(_choosing_labels(prepared))) < 2:
         raise DataError(
             "the first half of the validation users holds one class only, so fused cannot weigh its members; leave "
             "fused out, or choose a longer validation period in [split]"
@@ -188,9 +189,15 @@ def limits_of(prepared: Prepared, config: Config) -> tuple[str, ...]:
             f"policy.alert_budget = {budget:g} of {n_test:,} test examples is under one alert: nothing is caught "
             "within it, and it has no precision"
         )
-    if _choosing_classes(prepared) < 2:
+    if len(np.unique(_choosing_labels(prepared))) < 2:
         limits.append(
             "the first half of the validation users holds one class only: validation cannot choose between scorers"
+        )
+    n_choosing = int((_choosing_labels(prepared) == 1).sum())
+    if 0 < n_choosing < _FEW_FRAUDS:
+        limits.append(
+            f"{n_choosing} known frauds of the first half of the validation users choose between the scorers and weigh "
+            f"a fused one: with fewer than {_FEW_FRAUDS} that is mostly chance"
         )
     second_V = prepared.half_U[prepared.user_N[prepared.validates_N]] >= 0.5
     if not (prepared.label_N[prepared.validates_N][second_V] == 1).any():
@@ -252,24 +259,25 @@ def _delay(fits: Sequence[Judged], prepared: Prepared, config: Config) -> Detect
 def _picked(entries: Mapping[str, Entry], prepared: Prepared) -> str | None:
     if len(entries) == 1:
         return next(iter(entries))
-    if _choosing_classes(prepared) < 2:
+    if len(np.unique(_choosing_labels(prepared))) < 2:
         return None
     return max(entries, key=lambda name: entries[name].choice_ap or 0.0)
 
 
-def _choosing_classes(prepared: Prepared) -> int:
-    """Return how many classes the first half of the validation users holds."""
+def _choosing_labels(prepared: Prepared) -> LabelArray:
+    """Return the labels of the first half of the validation users."""
     is_first_V = prepared.half_U[prepared.user_N[prepared.validates_N]] < 0.5
-    return len(np.unique(prepared.label_N[prepared.validates_N][is_first_V]))
+    return prepared.label_N[prepared.validates_N][is_first_V]
 
 
-def _pair_words(a: str, b: str, one: Difference) -> str:
+def pair_words(a: str, b: str, one: Difference) -> str:
     interval = f"[{one.ci[0]:.3f}, {one.ci[1]:.3f}]"
     spread = "" if len(one.by_fit) < 2 else f"; by seed {min(one.by_fit):+.3f} to {max(one.by_fit):+.3f}"
     if not one.is_clear:
         return f"{a} and {b} do not differ clearly: {one.diff:+.3f} AP {interval}{spread}"
     if one.diff > 0:
         return f"{a} is better than {b} by {one.diff:.3f} AP {interval}{spread}"
+    spread = "" if not spread else f"; by seed {-max(one.by_fit):+.3f} to {-min(one.by_fit):+.3f}"
     return f"{b} is better than {a} by {-one.diff:.3f} AP [{-one.ci[1]:.3f}, {-one.ci[0]:.3f}]{spread}"
 
 

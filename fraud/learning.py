@@ -95,7 +95,14 @@ def check_learnable(prepared: Prepared) -> None:
         (prepared.trains_N, "the training period"),
         (prepared.validates_N, "the validation period (what was known at its end)"),
     ):
-        check_any_fraud(int((prepared.label_N[rows_N] == 1).sum()), period)
+        n_fraud = int((prepared.label_N[rows_N] == 1).sum())
+        n_labels = int(prepared.report.get("labels", 0))
+        if n_fraud == 0 and n_labels:
+            raise DataError(
+                f"{period} holds no known fraud, though {n_labels} rows of labels came in; expected at least one that "
+                "was known in time (check labels.known_at and labels.delay, then [split])"
+            )
+        check_any_fraud(n_fraud, period)
 
 
 def check_members(names: Sequence[str]) -> None:

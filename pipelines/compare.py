@@ -27,7 +27,7 @@ from fraud.logs import read_log
 from fraud.preparation import Prepared
 from pipelines.comparison_page import comparison_page
 from pipelines.console import Screen, interval, spoken_s
-from pipelines.files import check_new, directory_written_whole, written_whole
+from pipelines.files import check_output, directory_written_whole, written_whole
 from pipelines.jobs import Job, read_fit, run_jobs
 from pipelines.pictures import pictures
 from pipelines.tracking import RunRecord, track, track_parent
@@ -63,9 +63,9 @@ def compare_log(
     Raises ConfigError, DataError; a run that was killed leaves its working folder, which --resume takes up.
     """
     started = time.monotonic()
-    check_new(out, overwrite=overwrite or resume, mark=REPORT)
-    lineup = lineup_of(names, config, seeds=seeds)
     work = out.with_name(f".{out.name}.work")
+    check_output(out, work, overwrite=overwrite, resume=resume, mark=REPORT)
+    lineup = lineup_of(names, config, seeds=seeds)
     if not resume:
         discard(work)
     try:

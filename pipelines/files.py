@@ -56,6 +56,17 @@ def check_new(path: Path, *, overwrite: bool, mark: str | None = None) -> None:
         )
 
 
+def check_output(out: Path, work: Path, *, overwrite: bool, resume: bool, mark: str | None = None) -> None:
+    """Raise ConfigError where an output exists and may not be replaced by a run that works in the folder `work`.
+
+    resume goes on with a run that left its working folder; without one there is nothing to go on with, and a finished
+    output stays as it is.
+    """
+    if resume and not overwrite and out.exists() and not work.is_dir():
+        raise ConfigError(f"{out}: exists, and no unfinished run is there to resume; --overwrite replaces it")
+    check_new(out, overwrite=overwrite or resume, mark=mark)
+
+
 def is_empty_folder(path: Path) -> bool:
     """Return True for a folder with nothing in it."""
     return path.is_dir() and not any(path.iterdir())

@@ -170,7 +170,9 @@ def _settings(seen: _Seen) -> tuple[list[Setting], list[Doubt]]:
         Setting("sessions", "max_events", 64, "how far back a model looks; even"),
         *_label_settings(labels, out),
         Setting("decisions", "on", on or None, "a decision is made on each event of these types"),
-        Setting("split", "by", "time" if clock is not None else "user", "train on the past, test on what came after"),
+        Setting("split", "by", "time", "train on the past, test on what came after")
+        if clock is not None
+        else Setting("split", "by", "user", "train on some users, test on others: there is no clock to split by"),
         Setting("model", "name", "boosting", 'or "lstm"'),
     ]
     return settings, doubts
@@ -205,7 +207,8 @@ def _opening(out: Path, sample: Sample) -> list[str]:
     rows = f"all {sample.n_rows:,} rows" if sample.is_whole else f"{sample.n_rows:,} rows"
     return [
         f"fraud prepare {plain(out.name)} -o prepared        (does the log read as meant?)",
-        f"fraud train {plain(out.name)} -o bundle            (needs [labels])",
+        f"fraud compare {plain(out.name)} -o comparison      (scorers side by side; needs [labels])",
+        f"fraud train {plain(out.name)} -o bundle            (one scorer; needs [labels])",
         "",
         f"Written by `fraud init` from a look at {rows} of the log. Read the lines that begin with # ?: not sure.",
     ]

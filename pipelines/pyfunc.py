@@ -7,6 +7,7 @@ loads it runs the `fraud` that is installed there, which checks the bundle befor
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import tempfile
 from datetime import datetime
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
+_LOG = logging.getLogger(__name__)
 MODEL = "model"  # its name in the tracker: runs:/RUN_ID/model
 BUNDLE = "bundle"  # the folder of the bundle beside MLmodel
 _EXAMPLE = "input_example.json"
@@ -46,6 +48,8 @@ class BundleModel:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        if bundle.scorer.config.fields.entity:
+            _LOG.warning("no labels are read here: the frauds known of each entity count as 0, unlike with --config")
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the columns of `fraud score --per-event`, one row for each row of the frame and with its index.
@@ -86,6 +90,8 @@ def _array(series: pd.Series, column: Declared, config: Config) -> pa.Array:
         return _typed(JsonCells([_plain(cell) for cell in series.tolist()]), column, config)
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if column.kind == "text" and pa.types.is_floating(array.type) and pc.all(array.is_null(nan_is_null=True)).as_py():
+        return pa.nulls(len(array), pa.string())  # MLflow hands a column of nothing but nulls over as numbers
     is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
     if column.kind == "text" or not is_text:
         return array

@@ -42,7 +42,7 @@ from fraud.tables import (
     tables_of,
 )
 from pipelines.console import Screen
-from pipelines.files import check_new, written_whole
+from pipelines.files import check_output, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
 
 Json = dict[str, Any]  # Any: JSON
@@ -85,13 +85,13 @@ def score_file(
     DataError and BundleError; an output under its own name is always complete.
     """
     started = time.monotonic()
-    check_new(out, overwrite=overwrite or resume)
+    work = out.with_name(f".{out.name}.work")
+    check_output(out, work, overwrite=overwrite, resume=resume)
     if out.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{out}: expected a name that ends in .parquet or .csv")
     bundle = load_bundle(directory)
     output = _Output(per_event, with_reasons)
     read_with = log_config(bundle, config)
-    work = out.with_name(f".{out.name}.work")
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from fraud.manifest import MANIFEST
 from fraud.models import MODELS, FusedModel
 from fraud.preparation import Prepared, open_prepared, prepare
 from pipelines.console import Advance, Screen, interval
-from pipelines.files import check_new, directory_written_whole, replace_directory, written_whole
+from pipelines.files import check_output, directory_written_whole, replace_directory, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
 from pipelines.tracking import RunRecord, track
 
@@ -43,8 +43,8 @@ def train_bundle(config: Config, out: Path, *, overwrite: bool, resume: bool, sc
 
     Raises ConfigError, DataError; a run that was killed leaves its working folder, which --resume takes up.
     """
-    check_new(out, overwrite=overwrite or resume, mark=MANIFEST)
     work = out.with_name(f".{out.name}.work")
+    check_output(out, work, overwrite=overwrite, resume=resume, mark=MANIFEST)
     if not resume:
         discard(work)
     try:

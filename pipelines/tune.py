@@ -23,7 +23,7 @@ from fraud.metrics import PairedDifference
 from fraud.models import check_names
 from fraud.preparation import Prepared, without_test
 from pipelines.console import Screen, spoken_s
-from pipelines.files import check_new, written_whole
+from pipelines.files import check_output, written_whole
 from pipelines.search_space import Value, search_space, with_settings
 from pipelines.tracking import RunRecord, track_parent
 from pipelines.train import discard, parameters_of, prepared_for
@@ -64,8 +64,10 @@ def tune(
     leaves its working folder, which --resume takes up.
     """
     started = time.monotonic()
-    _check(config, out, trials=trials, overwrite=overwrite or resume)
     work = out.with_name(f".{out.name}.work")
+    check_output(out, work, overwrite=overwrite, resume=resume)
+    check_output(out.with_suffix(".png"), work, overwrite=overwrite, resume=resume)
+    _check(config, out, trials=trials)
     if not resume:
         discard(work)
     try:
@@ -97,11 +99,9 @@ def tune(
     }
 
 
-def _check(config: Config, out: Path, *, trials: int, overwrite: bool) -> None:
+def _check(config: Config, out: Path, *, trials: int) -> None:
     if out.suffix != ".toml":
         raise ConfigError(f"{out}: expected a name that ends in .toml")
-    check_new(out, overwrite=overwrite)
-    check_new(out.with_suffix(".png"), overwrite=overwrite)
     if trials < 2:
         raise ConfigError(f"--trials {trials}: expected 2 or more; the first one is your own settings")
     check_names([config.model.name], "model.name")

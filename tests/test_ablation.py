@@ -110,7 +110,7 @@ def test_of_shuffled_labels_neither_is_worth_anything(tmp_path: Path) -> None:
     for one in found.without.values():
         assert one is not None
         assert one[1].ci[0] < 0 < one[1].ci[1]
-    assert all("worth nothing to boosting that these data show" in line for line in found.words("boosting"))
+    assert all("to boosting does not show on these data" in line for line in found.words("boosting"))
 
 
 @given(st.integers(0, 30), st.integers(0, 5))

@@ -13,7 +13,7 @@ import pytest
 
 from fraud.errors import ConfigError
 from fraud.quarantine import Fault, Quarantine
-from pipelines.files import only_one
+from pipelines.files import check_output, only_one
 from pipelines.prepare import write_quarantine
 
 
@@ -36,7 +36,7 @@ def test_the_lock_of_a_killed_run_holds_nobody_off(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from pipelines.files import only_one
+from pipelines.files import check_output, only_one
 with only_one(Path({str(tmp_path / "out")!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -69,3 +69,15 @@ def test_a_quarantine_of_an_earlier_run_is_replaced_and_removed_when_no_row_is_p
     assert pq.read_table(path).num_rows == 1
     write_quarantine(Quarantine(), path, [])
     assert not path.exists()
+
+
+def test_resume_goes_on_with_an_unfinished_run_and_never_replaces_a_finished_output(tmp_path: Path) -> None:
+    out, work = tmp_path / "notes.toml", tmp_path / ".notes.toml.work"
+    out.write_text("somebody's own", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no unfinished run is there to resume"):
+        check_output(out, work, overwrite=False, resume=True)
+    work.mkdir()
+    check_output(out, work, overwrite=False, resume=True)
+    with pytest.raises(ConfigError, match="--overwrite replaces it"):
+        check_output(out, work, overwrite=False, resume=False)
+    check_output(out, work, overwrite=True, resume=False)

@@ -8,7 +8,7 @@
     python benchmarks/datasets/fdh_judge.py DIR boosting
 
 Three seconds to write; a fold takes ten seconds to prepare and a few to train (a network: half a minute to a minute).
-`python benchmarks/quality.py --only fdh --work DIR` does all of it. Mean of the four folds, with 95 % intervals by
+`python -m benchmarks.quality --only fdh --work DIR` does all of it. Mean of the four folds, with 95 % intervals by
 customer, beside the published figures and what other code measured:
 
                                AUC                AP                 card precision@100

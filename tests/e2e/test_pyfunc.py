@@ -97,6 +97,13 @@ def test_a_column_of_mixed_kinds_costs_the_bad_rows_only(trained: Trained, model
     assert found["score"].iloc[1] == expected["score"].iloc[1]
 
 
+def test_a_text_column_without_a_value_may_come_as_numbers(trained: Trained, model: BundleModel) -> None:
+    """MLflow hands a column of nothing but nulls over as NaN: one login has no payee."""
+    frame = pd.read_parquet(trained.events).head(3).assign(payee=None)
+    assert model.predict(frame)["score"].notna().all()
+    _same(model.predict(frame.assign(payee=np.nan)), model.predict(frame))
+
+
 def test_a_repeated_event_has_its_answer_and_a_contradicted_one_none(trained: Trained, model: BundleModel) -> None:
     frame = pd.read_parquet(trained.events).head(200)
     again = pd.concat([frame, frame.iloc[[5, 17]], frame.iloc[[30]].assign(type="login_failed")], ignore_index=True)
