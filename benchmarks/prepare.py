@@ -170,12 +170,16 @@ def with_pandas(folder: Path, vocabulary: Vocabulary) -> None:
     total = log.fillna(0.0).groupby(frame["user_id"], observed=True, sort=False).cumsum() - log.fillna(0.0)
     highest = grouped.cummax().groupby(frame["user_id"], observed=True, sort=False).ffill()
     highest = highest.groupby(frame["user_id"], observed=True, sort=False).shift()
+    square = (log.fillna(0.0) ** 2).groupby(frame["user_id"], observed=True, sort=False).cumsum() - log.fillna(0.0) ** 2
+    mean = total / count.where(count > 0)
+    spread = np.sqrt((square / count.where(count > 1) - mean**2).clip(lower=0.0))
     id_of = {value: 3 + place for place, value in enumerate(vocabulary.types)}
     columns = {
         "type": frame["type"].map(id_of).fillna(1),
         "amount": _buckets(log, edges["amount"]),
-        "amount_over_mean": _buckets(log - total / count.where(count > 0), edges["amount_over_mean"]),
+        "amount_over_mean": _buckets(log - mean, edges["amount_over_mean"]),
         "amount_over_max": _buckets(log - highest, edges["amount_over_max"]),
+        "amount_deviation": _buckets((log - mean) / spread.clip(lower=0.05), edges["amount_deviation"]),
         "session_start": opens + 3,
         "gap": _octaves(gap_us),
         "since_session": _octaves(since_us),
