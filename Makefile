@@ -2,13 +2,15 @@
 VENV ?= .venv
 PYTHON ?= python3
 DEMO ?= demo
+DEMO_OPTIONS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test check nightly bench clean
+.PHONY: help venv demo test servers check nightly bench clean
 
 help:
-	@echo "make demo     simulate a bank's log, compare five scorers, bundle the best, score ($(DEMO)/)"
+	@echo "make demo     simulate a bank's log, compare five scorers, bundle the best, serve it ($(DEMO)/)"
 	@echo "make test     the tests that need under a minute each"
+	@echo "make servers  the tests that run servers, kill them and load them"
 	@echo "make check    format, lint, types, tests: what CI runs"
 	@echo "make nightly  every test, the slow ones too (reads ../shared/data where it is there)"
 	@echo "make bench    the scripts in benchmarks/ and their ratios (an hour or two)"
@@ -25,16 +27,19 @@ $(VENV)/.installed: pyproject.toml requirements-test.txt
 	@touch $@
 
 demo: venv
-	$(BIN)/fraud demo --out $(DEMO) --overwrite
+	$(BIN)/fraud demo --out $(DEMO) --overwrite $(DEMO_OPTIONS)
 
 test: venv
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not server"
+
+servers: venv
+	$(BIN)/python -m pytest -n 2 -m "server and not slow"
 
 check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not server"
 
 nightly: venv
 	$(BIN)/python -m pytest -n 2

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from fraud.calibration import Calibration
 from fraud.config import Config, config_to_toml, parse_config, state_hash
-from fraud.decisions import Policy, policy_from_toml, policy_to_toml
+from fraud.decisions import Policy, check_policy, policy_from_toml, policy_to_toml
 from fraud.errors import BundleError, ConfigError
 from fraud.golden import check_golden, golden_json
 from fraud.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     MEMBERS,
+    VERSION_DIGITS,
     Kind,
     Manifest,
     check_weights,
@@ -34,7 +35,7 @@ from fraud.manifest import (
     weight_shapes,
 )
 from fraud.models.fusion import fusion_from_json
-from fraud.runtime import TreeModel, WindowModel
+from fraud.runtime import StepModel, TreeModel, WindowModel
 from fraud.scoring import BoostingModel, FusedModel, LogitModel, NetworkModel, Scorer
 from fraud.tokens import Vocabulary, vocabulary_from_json
 
@@ -67,10 +68,11 @@ class BundleParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A verified bundle: its scorer, its manifest and where it stands. version = sha256 of the manifest, 12 digits."""
+    """A verified bundle: its scorer, its manifest with the sha256 of the file, and where it stands."""
 
     scorer: Scorer
     manifest: Manifest
+    sha256: str
     reference: Mapping[str, Any]  # Any: JSON
     metrics: Mapping[str, Any]  # Any: JSON
     path: Path
@@ -122,7 +124,7 @@ def write_bundle(directory: Path, parts: BundleParts) -> Bundle:
 def load_bundle(directory: Path | str, *, threads: int = 1) -> Bundle:
     """Return the verified bundle of a directory; raise BundleError that names the file and what is wrong with it."""
     directory = Path(directory)
-    manifest, version = read_manifest(directory)
+    manifest, sha256 = read_manifest(directory)
     files = read_files(directory, manifest)
     try:
         config = parse_config(files["config.toml"].decode("utf-8"), source="config.toml", root=directory)
@@ -131,14 +133,14 @@ def load_bundle(directory: Path | str, *, threads: int = 1) -> Bundle:
     if state_hash(config) != manifest.state_hash or config.sessions.max_events != manifest.max_events:
         raise BundleError(f"{directory}/config.toml: not the configuration that manifest.json was made for")
     try:
-        scorer = _scorer_of(files, config, manifest.kind, version, threads)
+        scorer = _scorer_of(files, config, manifest.kind, sha256[:VERSION_DIGITS], threads)
         check_weights(files, manifest)
         check_golden(scorer, files)
         reference = json_object(files["reference.json"], "reference.json")
         metrics = json_object(files["metrics.json"], "metrics.json")
     except BundleError as error:
         raise BundleError(f"{directory}: {error}") from None
-    return Bundle(scorer=scorer, manifest=manifest, reference=reference, metrics=metrics, path=directory)
+    return Bundle(scorer=scorer, manifest=manifest, sha256=sha256, reference=reference, metrics=metrics, path=directory)
 
 
 def sync_directory(directory: Path) -> None:
@@ -184,6 +186,8 @@ def _manifest_of(parts: BundleParts, files: Mapping[str, bytes]) -> Manifest:
 
 def _scorer_of(files: Mapping[str, bytes], config: Config, kind: Kind, version: str, threads: int) -> Scorer:
     vocabulary = vocabulary_from_json(files["vocabulary.json"].decode("utf-8", "replace"))
+    policy = policy_from_toml(files["policy.toml"].decode("utf-8", "replace"))
+    check_policy(policy, config)
     model: LogitModel
     if kind == "fused":
         fusion = fusion_from_json(files["fusion.json"].decode("utf-8", "replace"))
@@ -198,7 +202,7 @@ def _scorer_of(files: Mapping[str, bytes], config: Config, kind: Kind, version: 
         config=config,
         model=model,
         calibration=Calibration.from_json(json_object(files["calibration.json"], "calibration.json")),
-        policy=policy_from_toml(files["policy.toml"].decode("utf-8", "replace")),
+        policy=policy,
         version=version,
     )
 
@@ -214,7 +218,12 @@ def _plain_model(
         raise BundleError(
             f"vocabulary.json: {len(vocabulary.fields)} fields, but {folder}window.onnx reads {network.n_fields}"
         )
-    return NetworkModel(network, vocabulary, config)
+    step = None
+    if f"{folder}step.onnx" in files:
+        step = StepModel(files[f"{folder}step.onnx"], threads=threads)
+        if step.n_fields != network.n_fields:
+            raise BundleError(f"{folder}step.onnx: not a step of the network in {folder}window.onnx")
+    return NetworkModel(network, vocabulary, config, step)
 
 
 def _kind(files: Mapping[str, bytes]) -> Kind:

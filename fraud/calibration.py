@@ -40,7 +40,7 @@ class Calibration:
         Float64 ends near slope x logit + shift = 36 above and -708 below: logits beyond share a score, never 0 or 1.
         """
         log_odds_N = self.slope * logit_N.astype(np.float64) + self.shift
-        return np.clip(_sigmoid(log_odds_N), _SMALLEST, _LARGEST)
+        return np.minimum(np.maximum(_sigmoid(log_odds_N), _SMALLEST), _LARGEST)
 
     def to_json(self) -> dict[str, str | float | int]:
         """Return what `from_json` reads back as an equal calibration."""

@@ -8,34 +8,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from fraud.errors import ConfigError
+from fraud.literals import duration_text, duration_us, toml_value
+from fraud.rule_tables import policy_test_tree, read_rules, read_tests, read_value_lists, rule_tree, with_values
+from fraud.rules import ListFile, PolicyTest, Rule, ValueList
+from fraud.subjects import Kind, Subjects, check_rules, check_tests, subjects
 
-_UNITS_US = {"s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
 _STRICT = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
 
-def duration_us(text: object) -> int:
-    """Return the microseconds of a duration such as "90s", "30m", "12h" or "7d"; raise ValueError for anything else."""
-    found = re.fullmatch(r"(\d{1,6})(s|m|h|d)", text) if isinstance(text, str) else None
-    if found is None:
-        raise ValueError('expected a duration such as "90s", "30m", "12h" or "7d"')
-    return int(found[1]) * _UNITS_US[found[2]]
+def _read_by(read: Callable[[object, str], object], where: str) -> PlainValidator:
+    """Return a validator that takes what `read` gives, and its ValueError for the whole error text."""
+
+    def validate(value: object) -> object:
+        try:
+            return read(value, where)
+        except ValueError as error:
+            raise PydanticCustomError("told", "{text}", {"text": str(error)}) from None
+
+    return PlainValidator(validate)
 
 
 Duration = Annotated[int, BeforeValidator(duration_us)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+_MAX_LIST_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +181,18 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
-    """[policy]: shares of the decision events that may be reviewed or blocked, or the cost of a review."""
+    """[policy]: shares of the decision events that the model may have reviewed or blocked, or the cost of a review.
+
+    lists, rules: what decides before the model; tests: what `fraud policy test` checks of all three.
+    """
 
     __pydantic_config__ = _STRICT
     alert_budget: Share = 0.01
     block_budget: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = 0.001
     costs: dict[Literal["review"], Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    lists: Annotated[tuple[ValueList | ListFile, ...], _read_by(read_value_lists, "policy.lists")] = ()
+    rules: Annotated[tuple[Rule, ...], _read_by(read_rules, "policy.rules")] = ()
+    tests: Annotated[tuple[PolicyTest, ...], _read_by(read_tests, "policy.tests")] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,14 +238,27 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: no such configuration file; `fraud init EVENTS -o {path}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); expected a TOML file") from None
-    return parse_config(text, source=str(path), root=path.parent, overrides=overrides)
+    config = parse_config(text, source=str(path), root=path.parent, overrides=overrides)
+    try:
+        read_lists(config)  # now, and not after an hour of training
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def read_lists(config: Config) -> tuple[ValueList, ...]:
+    """Return the lists of [policy] with the values of those that name a file.
+
+    Raises ConfigError that names the list, the file, the value and what was expected.
+    """
+    return tuple(_read_list(one, config.root) if isinstance(one, ListFile) else one for one in config.policy.lists)
 
 
 def parse_config(text: str, *, source: str, root: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the validated configuration of TOML text; `source` names it in errors, `root` is where paths start."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; a number of 5,000 digits is another
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{source}: not valid TOML: nested too deeply") from None
@@ -246,6 +274,24 @@ def parse_config(text: str, *, source: str, root: Path, overrides: Sequence[str]
         raise ConfigError(f"{source}: {_explain(error)}") from None
     _check_across_fields(config, source)
     return config
+
+
+def _read_list(one: ListFile, root: Path) -> ValueList:
+    path = root / one.path
+    where = f"policy.lists ({one.name})"
+    try:
+        # Only a plain file has an end that can be relied on.
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{where}.path = {one.path!r}: is no file; expected a file with one value a line")
+        if os.path.getsize(path) > _MAX_LIST_BYTES:
+            raise ConfigError(f"{where}.path = {one.path!r}: over {_MAX_LIST_BYTES:,} bytes; expected a smaller list")
+        return with_values(one, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}.path = {one.path!r}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}.path = {one.path!r}: not UTF-8 text ({error.reason})") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}.path: {error}") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:  # Any: a TOML tree
@@ -286,6 +332,8 @@ def _explain(error: ValidationError) -> str:
         where = ".".join(steps)
         if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             lines.append(f"unknown name '{where}'; known here: {_known_names(steps[:-1])}")
+        elif problem["type"] == "told":
+            lines.append(problem["msg"])
         elif problem["type"] in ("missing", "missing_argument"):
             lines.append(f"'{where}' is missing")
         else:
@@ -353,6 +401,25 @@ def _check_across_fields(config: Config, source: str) -> None:
         refuse('split.by = "column" needs split.column')
     if log.position is not None and log.time != "position":
         refuse('log.position is read only with log.time = "position"')
+    try:
+        known = subjects_of(config)
+        names = check_rules(config.policy.lists, config.policy.rules, known, prefix="policy.")
+        columns = [*(role for role in (*roles.values(), log.session, log.order) if role), *present]
+        check_tests(config.policy.tests, names, columns, known, prefix="policy.")
+    except ValueError as error:
+        refuse(str(error))
+
+
+def subjects_of(config: Config) -> Subjects:
+    """Return what a rule of [policy] can ask of the events of this log."""
+    chosen = config.fields
+    declared: dict[str, Kind] = {config.log.user: "user"}
+    declared |= {} if chosen.amount is None else {chosen.amount: "amount"}
+    declared |= dict.fromkeys(chosen.numeric, "numeric")
+    declared |= dict.fromkeys(chosen.categorical, "text")
+    declared |= dict.fromkeys(chosen.entity, "entity")
+    has_clock = config.log.has_clock
+    return subjects(declared, key_types=chosen.key_types, on=config.decisions.on, has_clock=has_clock)
 
 
 def state_hash(config: Config) -> str:
@@ -372,26 +439,17 @@ def config_to_toml(config: Config) -> str:
         lines = [f"[{section.name}]"]
         for entry in fields(value):
             cell = getattr(value, entry.name)
-            if cell is not None:
-                lines.append(f"{entry.name} = {_toml_value(cell, is_duration=entry.name in ('gap', 'delay'))}")
+            if cell is not None and not (cell == () and entry.name in _TREES):
+                lines.append(f"{entry.name} = {_toml_of(cell, entry.name)}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
-def _toml_value(cell: Any, *, is_duration: bool) -> str:  # Any: a value of the configuration, told apart below
-    if is_duration and isinstance(cell, int):
-        unit, size = next((u, s) for u, s in reversed(_UNITS_US.items()) if cell % s == 0)
-        return f'"{cell // size}{unit}"'
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    if isinstance(cell, str):
-        return json.dumps(cell, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(cell, tuple | list):
-        return "[" + ", ".join(_toml_value(value, is_duration=False) for value in cast(list[Any], cell)) + "]"
-    if isinstance(cell, dict):
-        return (
-            "{ "
-            + ", ".join(f"{k} = {_toml_value(v, is_duration=False)}" for k, v in cast(dict[str, Any], cell).items())
-            + " }"
-        )
-    return repr(cell)
+# Arrays of tables: written on one line each, for a section is one block of lines "name = value".
+_TREES: dict[str, Callable[[Any], object]] = {"lists": rule_tree, "rules": rule_tree, "tests": policy_test_tree}
+
+
+def _toml_of(cell: Any, name: str) -> str:  # Any: a value of the configuration, told apart below
+    if name in ("gap", "delay"):
+        return toml_value(duration_text(cell))
+    return toml_value([_TREES[name](one) for one in cell] if name in _TREES else cell)

@@ -30,13 +30,15 @@ class Sequences(NamedTuple):
 
 def sequences(enriched: Enriched, scope: Scope) -> Sequences:
     """Return the sequences of the events: one a user, or one a session (the carried part of one that goes on too)."""
-    n_events = len(enriched.events)
-    opens_N = enriched.events.first_of_user()
+    starts_U1 = enriched.events.user_starts
+    rows_S = starts_U1[:-1][starts_U1[1:] > starts_U1[:-1]]
+    position_N = enriched.index_N
     if scope == "session":
-        opens_N = opens_N | enriched.session_opens_N
-    position_N = enriched.session_position_N if scope == "session" else enriched.index_N
-    rows_S = np.flatnonzero(opens_N)
-    return Sequences(np.append(rows_S, n_events), position_N[rows_S])
+        opens_N = enriched.session_opens_N.copy()
+        opens_N[rows_S] = True
+        rows_S = opens_N.nonzero()[0]
+        position_N = enriched.session_position_N
+    return Sequences(np.append(rows_S, len(position_N)), position_N[rows_S])
 
 
 def context_start(position_N: IntArray, max_events: int) -> IntArray:
@@ -54,5 +56,5 @@ def context_rows(enriched: Enriched, scope: Scope, max_events: int) -> IntArray:
     position_N = enriched.session_position_N if scope == "session" else enriched.index_N
     rows_N = np.arange(len(position_N)) - (position_N - context_start(position_N, max_events))
     starts_S1 = sequences(enriched, scope).starts_S1
-    first_N = np.repeat(starts_S1[:-1], np.diff(starts_S1))
+    first_N = starts_S1[:-1].repeat(starts_S1[1:] - starts_S1[:-1])
     return np.maximum(rows_N, first_N)

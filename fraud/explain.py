@@ -9,7 +9,7 @@ model reads them all in a few batches. Nothing here knows what kind of model tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -81,6 +81,21 @@ def explain(scorer: Scorer, enriched: Enriched, before: Carry, tables: Tables, r
     whole context of each row. The cost of an event's explanation grows with the square of its context, the memory does
     not.
     """
+    return _explain(scorer, enriched, before, lambda rows_R: _risk(enriched.events, rows_R, tables), rows_D)
+
+
+def explain_known(scorer: Scorer, enriched: Enriched, before: Carry, risk: Risk, rows_D: IntArray) -> Explained:
+    """Return what `explain` does where the risk of each event is known already, as it was when the event was scored."""
+
+    def risk_at(rows_R: IntArray) -> Risk:
+        return {name: risk_NR[rows_R] for name, risk_NR in risk.items()}
+
+    return _explain(scorer, enriched, before, risk_at, rows_D)
+
+
+def _explain(
+    scorer: Scorer, enriched: Enriched, before: Carry, risk_at: Callable[[IntArray], Risk], rows_D: IntArray
+) -> Explained:
     sessions = scorer.config.sessions
     first_D = context_rows(enriched, sessions.scope, sessions.max_events)[rows_D]
     n_D = rows_D - first_D + 1
@@ -90,7 +105,7 @@ def explain(scorer: Scorer, enriched: Enriched, before: Carry, tables: Tables, r
     is_new_D = np.append(True, first_D[1:] != first_D[:-1])[: len(rows_D)]
     opening = np.append(np.flatnonzero(is_new_D), len(rows_D))
     rows_R = np.unique(row_C)
-    whole = _Pass(enriched, Carries(enriched, before), rows_R, _risk(enriched.events, rows_R, tables))
+    whole = _Pass(enriched, Carries(enriched, before), rows_R, risk_at(rows_R))
     for copies in _chunks(_copies(first_D, rows_D, opening)):
         logit_P, starts_K1 = _logits(scorer, copies, whole)
         # Each copy is read at every decision of its group that its unknown event does not come after.

@@ -22,7 +22,7 @@ from fraud.entities import NEVER_KNOWN_US, EntityTable, entity_table
 from fraud.errors import BundleError
 from fraud.events import Events, FloatArray, ObjectArray, Text, text_from_objects
 from fraud.runtime import StepModel
-from fraud.scoring import FusedModel, LogitModel, NetworkModel, Scored, Scorer, enrich_spec, risk_of, score_events
+from fraud.scoring import FusedModel, NetworkModel, Scored, Scorer, enrich_spec, risk_of, score_events
 from fraud.tokens import Field, Risk, Vocabulary, encode
 
 TOLERANCE = 1e-4  # of a logit: another processor's rounding stays under 1e-5, a swapped id does not
@@ -61,12 +61,10 @@ def check_golden(scorer: Scorer, files: Mapping[str, bytes]) -> None:
     _compare(scored.logit_N, golden.logit_N, "the golden events")
     few = golden.events.take_users(0, min(_FEW_USERS, golden.events.n_users))
     _compare(_scored(scorer, few, golden.events).logit_N, golden.logit_N[: len(few)], "a few golden users")
-    for name, content in files.items():
-        folder, _, file = name.rpartition("/")
-        if file == "step.onnx":
-            member = _member(scorer.model, folder.removeprefix("members/"))
+    for member in scorer.model.members if isinstance(scorer.model, FusedModel) else (scorer.model,):
+        if isinstance(member, NetworkModel) and member.step is not None:
             expected_N = golden.logit_N if member is scorer.model else member.logits(scored.enriched, risk)
-            _compare_steps(StepModel(content), replace(scorer, model=member), scored, expected_N, risk)
+            _compare_steps(member.step, replace(scorer, model=member), scored, expected_N, risk)
 
 
 def golden_events(config: Config, vocabulary: Vocabulary) -> Events:
@@ -172,15 +170,8 @@ def _scored(scorer: Scorer, events: Events, known: Events) -> Scored:
     return score_events(scorer, events, carry, golden_tables(known))[0]
 
 
-def _member(model: LogitModel, name: str) -> LogitModel:
-    """Return a member of a fused model, or the model itself."""
-    return model.members[model.fusion.members.index(name)] if isinstance(model, FusedModel) else model
-
-
 def _compare_steps(step: StepModel, scorer: Scorer, scored: Scored, logit_N: FloatArray, risk: Risk) -> None:
     """Compare the logits of one event at a time with those of windows, in the first window of each sequence."""
-    if not isinstance(scorer.model, NetworkModel) or step.n_fields != len(scorer.model.vocabulary.fields):
-        raise BundleError("step.onnx: not a step of the network in window.onnx")
     tokens_NF = encode(scored.enriched, risk, scorer.model.vocabulary)
     starts_S = sequences(scored.enriched, scorer.config.sessions.scope).starts_S1
     lengths_S = np.minimum(np.diff(starts_S), scorer.config.sessions.max_events)

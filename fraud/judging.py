@@ -7,7 +7,7 @@ test period is touched once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ import numpy as np
 
 from fraud.bundle import Bundle, BundleParts, write_bundle
 from fraud.calibration import Calibration, fit_calibration
-from fraud.config import Config
+from fraud.config import Config, read_lists
 from fraud.decisions import Policy, fit_policy
 from fraud.events import FloatArray, IntArray
 from fraud.learning import FittedModel, fit_model
@@ -60,7 +60,8 @@ def judge(fitted: FittedModel, prepared: Prepared, config: Config) -> Judged:
     calibration = fit_calibration(fitted.validation_logit_V[calibrates_V], label_V[calibrates_V])
     choice_V = fitted.validation_logit_V if fitted.choice_logit_V is None else fitted.choice_logit_V
     validation = _examples(prepared, valid_V, calibration.scores(fitted.validation_logit_V), config)
-    policy = fit_policy(validation.score_N, validation.amount_N, config=config.policy)
+    fitted_policy = fit_policy(validation.score_N, validation.amount_N, config=config.policy)
+    policy = replace(fitted_policy, lists=read_lists(config), rules=config.policy.rules)
     test = _examples(prepared, test_T, calibration.scores(fitted.test_logit_T), config)
     return Judged(
         fitted=fitted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -30,7 +31,12 @@ def zone_offset_us(time_us: IntArray, zone: str) -> IntArray:
     Offsets change at quarter hours only, so each distinct quarter hour is looked up once.
     """
     quarters, inverse = np.unique(time_us // _QUARTER_HOUR_US, return_inverse=True)
-    place = ZoneInfo(zone)
-    offsets = [(_EPOCH + timedelta(minutes=15 * int(q))).astimezone(place).utcoffset() for q in quarters]
-    offsets_us = [0 if offset is None else offset // timedelta(microseconds=1) for offset in offsets]
+    offsets_us = [_offset_us(zone, quarter) for quarter in quarters.tolist()]
     return np.array(offsets_us, dtype=np.int64)[inverse]
+
+
+@lru_cache(maxsize=2**16)  # of 1.9 years: the events of one day share 96 quarter hours, and a service sees them again
+def _offset_us(zone: str, quarter: int) -> int:
+    """Return the offset at a quarter hour since 1970."""
+    offset = (_EPOCH + timedelta(minutes=15 * quarter)).astimezone(ZoneInfo(zone)).utcoffset()
+    return 0 if offset is None else offset // timedelta(microseconds=1)

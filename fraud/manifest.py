@@ -23,6 +23,7 @@ from fraud.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+VERSION_DIGITS = 12
 Kind = Literal["network", "boosting", "fused"]
 _NETWORK_FILES, _TREE_FILES = {"weights.safetensors", "window.onnx"}, {"boosting.onnx"}
 _OPTIONAL_FILES = {"step.onnx"}
@@ -81,7 +82,7 @@ def manifest_json(manifest: Manifest) -> str:
 
 
 def read_manifest(directory: Path) -> tuple[Manifest, str]:
-    """Return the manifest of a bundle and the first 12 digits of its sha256: the bundle's version."""
+    """Return the manifest of a bundle and its sha256 hex, whose first VERSION_DIGITS are the bundle's version."""
     path = directory / MANIFEST
     if not path.exists():
         raise BundleError(f"{directory}: not a bundle: there is no {MANIFEST} in it")
@@ -101,7 +102,7 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
         problem = error.errors()[0]
         where = ".".join(str(step) for step in problem["loc"])
         raise BundleError(f"{path}: {where}: {problem['msg']}") from None
-    return manifest, hashlib.sha256(content).hexdigest()[:12]
+    return manifest, hashlib.sha256(content).hexdigest()
 
 
 def read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:

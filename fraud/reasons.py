@@ -14,6 +14,7 @@ import numpy as np
 from fraud.enrich import Enriched
 from fraud.entities import RISK_NAMES
 from fraud.explain import Explained
+from fraud.rules import Rule
 from fraud.tokens import Risk
 
 N_REASONS = 3
@@ -28,8 +29,9 @@ class Reason(NamedTuple):
     """One reason for a score.
 
     code: "earlier_event" for an event of the context without a fact of its own, "this_event" for the explained event
-    without one; else the most telling fact: "known_fraud", "new_value" or "large_amount". event_index: how many events
-    of the user came before the event it speaks of. contribution: in logits.
+    without one; else the most telling fact: "known_fraud", "new_value" or "large_amount"; "rule" for a list or a rule
+    that decided before the model, which adds nothing to the score. event_index: how many events of the user came before
+    the event it speaks of. contribution: in logits.
     """
 
     code: str
@@ -51,6 +53,12 @@ def reasons(enriched: Enriched, explained: Explained, *, n_reasons: int = N_REAS
     An event that adds next to nothing, or lowers the logit, is no reason; so there may be none.
     """
     return [_of_one(enriched, explained, d, n_reasons) for d in range(len(explained.rows_D))]
+
+
+def rule_reason(rule: Rule, event_index: int) -> Reason:
+    """Return the list or rule that decided on an event as a reason."""
+    text = f"rule {rule.name}: {rule.text}" if rule.text else f"rule {rule.name}"
+    return Reason("rule", text, event_index, 0.0)
 
 
 def event_words(enriched: Enriched, row: int, risk: Risk, place: int) -> str:

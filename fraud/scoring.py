@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fraud.batches import Windows, buckets, context_windows, counted, gather
 from fraud.calibration import Calibration
-from fraud.config import Config
+from fraud.config import Config, subjects_of
 from fraud.contexts import sequences
 from fraud.decisions import DecisionArray, Policy, decide
 from fraud.enrich import Carry, Enriched, EnrichSpec, empty_carry, enrich
@@ -25,9 +25,10 @@ from fraud.events import Events, FloatArray, IntArray
 from fraud.features import FeatureSpec, features
 from fraud.models.fusion import Fusion
 from fraud.parallel import in_order
-from fraud.runtime import TreeModel, WindowModel
+from fraud.runtime import StepModel, TreeModel, WindowModel
 from fraud.splits import decides
 from fraud.tokens import Risk, TokenArray, Vocabulary, encode
+from fraud.verdicts import NO_RULE, RuleArray, rule_verdicts
 
 BATCH_EVENTS = 2048  # padded events of one call of the network: large enough for its matrix products, small in cache
 FEATURE_ROWS = 65_536  # rows of features held at once
@@ -57,11 +58,12 @@ class LogitModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NetworkModel:
-    """A network that reads token windows."""
+    """A network that reads token windows; step: the same network one event at a time, where it is recurrent."""
 
     network: WindowModel
     vocabulary: Vocabulary
     config: Config
+    step: StepModel | None = None
     kind: Literal["network"] = "network"
 
     def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
@@ -126,12 +128,24 @@ class Scorer:
 
 
 class Scored(NamedTuple):
-    """Scores of N events: logit_N, score_N float64; decision_N int8, NO_DECISION where no decision is made."""
+    """Scores of N events: logit_N, score_N float64; decision_N int8, NO_DECISION where no decision is made.
+
+    rule_N: int16, which rule of `policy.in_order` decided, NO_RULE where the model did.
+    """
 
     enriched: Enriched
     logit_N: FloatArray
     score_N: FloatArray
     decision_N: DecisionArray
+    rule_N: RuleArray
+
+
+class Decided(NamedTuple):
+    """Decisions of N events: decision_N int8, NO_DECISION where none is made; rule_N int16, the rule of the policy that
+    made it, NO_RULE where the model did."""
+
+    decision_N: DecisionArray
+    rule_N: RuleArray
 
 
 def enrich_spec(config: Config) -> EnrichSpec:
@@ -158,12 +172,24 @@ def score_events(scorer: Scorer, events: Events, carry: Carry, tables: Tables) -
     one (`fraud.contexts`): they are scored again, as context.
     """
     enriched, after = enrich(events, carry, enrich_spec(scorer.config))
-    logit_N = scorer.model.logits(enriched, risk_of(events, tables))
+    risk = risk_of(events, tables)
+    logit_N = scorer.model.logits(enriched, risk)
     score_N = scorer.calibration.scores(logit_N)
+    made = decided(scorer, enriched, risk, score_N)
+    return Scored(enriched, logit_N, score_N, made.decision_N, made.rule_N), after
+
+
+def decided(scorer: Scorer, enriched: Enriched, risk: Risk, score_N: FloatArray) -> Decided:
+    """Return what the policy makes of the scores of N events: the one place where a decision is made."""
+    events = enriched.events
     decision_N = np.where(
         decides(enriched, scorer.config), decide(scorer.policy, score_N, amount_N=events.amount), NO_DECISION
     )
-    return Scored(enriched, logit_N, score_N, decision_N.astype(np.int8)), after
+    decision_N = decision_N.astype(np.int8)
+    if not scorer.policy.lists and not scorer.policy.rules:
+        return Decided(decision_N, np.full(len(events), NO_RULE, dtype=np.int16))
+    verdicts = rule_verdicts(scorer.policy, enriched, risk, known=subjects_of(scorer.config))
+    return Decided(np.where(verdicts.rule_N == NO_RULE, decision_N, verdicts.decision_N), verdicts.rule_N)
 
 
 def score_log(scorer: Scorer, events: Events, tables: Tables) -> Iterator[Scored]:

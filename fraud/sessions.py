@@ -17,24 +17,23 @@ def session_starts(events: Events, gap_us: int, last_time_us_U: IntArray, last_s
     last_time_us_U: int64 [U], the user's last event before these, or NEVER_US. last_session_U: object [U], its session
     id, or None.
     """
-    first_N = events.first_of_user()
-    rows_U = events.user_starts[:-1][np.diff(events.user_starts) > 0]
-    users_U = np.flatnonzero(np.diff(events.user_starts) > 0)
-    has_past_U = last_time_us_U[users_U] != NEVER_US
+    starts_U1, time_us = events.user_starts, events.time_us
+    users_P = (starts_U1[1:] > starts_U1[:-1]).nonzero()[0]
+    rows_P = starts_U1[:-1][users_P]
+    last_us_P = last_time_us_U[users_P]
+    is_new_P = last_us_P == NEVER_US
+    opens_N = np.zeros(len(events), dtype=np.bool_)
     if events.session is not None:
         codes_N = events.session.codes_N
-        opens_N = np.ones(len(events), dtype=np.bool_)
-        opens_N[1:] = first_N[1:] | (codes_N[1:] != codes_N[:-1])
-        ids_U = np.append(events.session.values, np.array([None], dtype=object))[codes_N[rows_U]]
-        opens_N[rows_U] = ~has_past_U | (ids_U != last_session_U[users_U]) | (codes_N[rows_U] == NULL_CODE)
-        return opens_N
-    opens_N = first_N.copy()
-    opens_N[rows_U] = ~has_past_U
-    if events.has_clock:
-        opens_N[1:] |= ~first_N[1:] & (np.diff(events.time_us) > gap_us)
-        # NEVER_US is far below any time; where it stands the event opens a session anyway.
-        idle_us_U = events.time_us[rows_U] - np.where(has_past_U, last_time_us_U[users_U], events.time_us[rows_U])
-        opens_N[rows_U] |= idle_us_U > gap_us
+        np.not_equal(codes_N[1:], codes_N[:-1], out=opens_N[1:])
+        differs_P = events.session.take(rows_P).to_objects() != last_session_U[users_P]
+        opens_N[rows_P] = is_new_P | differs_P | (codes_N[rows_P] == NULL_CODE)
+    elif events.has_clock:
+        np.greater(time_us[1:] - time_us[:-1], gap_us, out=opens_N[1:])
+        # Where NEVER_US stands the difference wraps round, and the event opens a session anyway.
+        opens_N[rows_P] = is_new_P | (time_us[rows_P] - last_us_P > gap_us)
+    else:
+        opens_N[rows_P] = is_new_P
     return opens_N
 
 

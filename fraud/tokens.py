@@ -2,24 +2,38 @@
 
 An event becomes one row of F small integers, one for each field. In every field id 0 is padding, 1 is unknown (trained
 by token dropout), 2 is "none" (a null, or no past yet), known values start at 3. Counts are sums over rows, so the
-vocabulary of a log read in parts is the vocabulary of the whole.
+vocabulary of a log read in parts is the vocabulary of the whole. Fields of one kind are encoded together, some rows at
+a time: a small input costs the number of calls, a large one what leaves the cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fraud.enrich import Enriched
-from fraud.entities import RISK_NAMES
 from fraud.errors import BundleError
 from fraud.events import BoolArray, FloatArray, IntArray, Text
+from fraud.fields import (
+    N_SHARES,
+    TENTH_SECOND_US,
+    Column,
+    Kind,
+    NumberColumn,
+    Risk,
+    event_columns,
+    risk_columns,
+    text_columns,
+    token_columns,
+)
+from fraud.lookups import places
 
 PADDING_ID, UNKNOWN_ID, NONE_ID, FIRST_ID = 0, 1, 2, 3
 MAX_VALUES = 4096
@@ -29,36 +43,31 @@ _TIME_FIELDS = frozenset({"session_start", "gap", "since_session", "hour"})
 N_QUANTILES = 32
 N_BIGRAMS = 64
 _QUANTILE_BITS = 40  # of a float64: keeps 12 bits of mantissa, so a quantile is exact to 1 part in 4,096
-_TENTH_SECOND_US = 10**5
-_N_SHARES = 17  # buckets of a share: 0, up to 1/16, ... up to 1
-_SMALLEST_SPREAD = 0.05  # of log amounts: to a user who always pays the same, 5 % more is one step
-# Of all risks those that a network gets as a field each; boosting reads all.
-_RISK_FIELDS = (
-    "known_frauds_7d",
-    "known_frauds_28d",
-    "volume_28d",
-    "fraud_share_7d",
-    "fraud_share_28d",
-    "fraud_run",
-    "fraud_run_days",
-    "days_since_last_fraud",
-)
+_ROWS_TOGETHER = 8_192  # rows whose fields are encoded at once; above, it only fills the cache
 
 TokenArray = npt.NDArray[np.int16]
-Kind = Literal["text", "quantile", "octave", "share", "small"]
 ORDERED_KINDS: tuple[Kind, ...] = ("quantile", "octave", "share")
-Risk = Mapping[str, FloatArray]
-Column = Text | npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: `values` are the known texts, most frequent first (text), or the edges between buckets (quantile)."""
+    """One field: `values` are the known texts, most frequent first (text), or the edges between buckets (quantile).
+
+    id_of, edges: the same, as `encode` reads them: made once, with the field.
+    """
 
     name: str
     kind: Kind
     values: tuple[str, ...] | tuple[float, ...]
     size: int
+    id_of: Mapping[str, int] = dataclasses.field(init=False, repr=False, compare=False)
+    edges: FloatArray = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Set what is made of the values."""
+        texts, edges = (self.values if self.kind == kind else () for kind in ("text", "quantile"))
+        object.__setattr__(self, "id_of", {str(value): FIRST_ID + place for place, value in enumerate(texts)})
+        object.__setattr__(self, "edges", np.array(edges, dtype=np.float64))
 
 
 class FieldShape(NamedTuple):
@@ -104,48 +113,6 @@ class Vocabulary:
         """Return JSON text that `vocabulary_from_json` reads back as an equal vocabulary."""
         fields = [{"name": f.name, "kind": f.kind, "values": f.values, "size": f.size} for f in self.fields]
         return json.dumps({"fields": fields, "bigrams": self.bigrams}, ensure_ascii=False, indent=1)
-
-
-def token_columns(enriched: Enriched, risk: Risk) -> dict[str, tuple[Kind, Column]]:
-    """Return the fields of a token row as plain columns [N], by name and in order; -1 or NaN means none."""
-    events = enriched.events
-    columns: dict[str, tuple[Kind, Column]] = {"type": ("text", events.type)}
-    columns |= {name: ("text", column) for name, column in events.categorical.items()}
-    if enriched.amount_log_N is not None and enriched.past_mean_N is not None and enriched.past_max_N is not None:
-        columns["amount"] = ("quantile", enriched.amount_log_N)
-        columns["amount_over_mean"] = ("quantile", enriched.amount_log_N - enriched.past_mean_N)
-        columns["amount_over_max"] = ("quantile", enriched.amount_log_N - enriched.past_max_N)
-        columns["amount_deviation"] = ("quantile", amount_deviation(enriched))
-    columns |= {name: ("quantile", column) for name, column in events.numeric.items()}
-    columns["session_start"] = ("small", enriched.session_opens_N.astype(np.int8))
-    columns |= {f"first_seen:{name}": ("small", column) for name, column in enriched.first_seen.items()}
-    if events.has_clock:
-        columns["gap"] = ("octave", enriched.gap_us_N)
-        columns["since_session"] = ("octave", enriched.since_session_us_N)
-        columns["hour"] = ("small", enriched.hour_N)
-        for k, name in enumerate(enriched.spec.key_types):
-            columns[f"since:{name}"] = ("octave", enriched.since_key_us_NK[:, k])
-            columns[f"pause:{name}"] = ("octave", enriched.pause_us_NK[:, k])
-    for name, risk_NR in risk.items():
-        columns |= {f"{field}:{name}": _risk_column(field, risk_NR) for field in _RISK_FIELDS}
-    return columns
-
-
-def amount_deviation(enriched: Enriched) -> FloatArray:
-    """Return float64 [N]: how many of the user's own spreads an amount lies above their mean, NaN = none yet."""
-    amount_N, mean_N, spread_N = enriched.amount_log_N, enriched.past_mean_N, enriched.past_spread_N
-    if amount_N is None or mean_N is None or spread_N is None:
-        return np.full(len(enriched.events), np.nan)
-    return (amount_N - mean_N) / np.maximum(spread_N, _SMALLEST_SPREAD)
-
-
-def _risk_column(name: str, risk_NR: FloatArray) -> tuple[Kind, Column]:
-    """Return one risk as a field: shares in sixteenths, else octaves of the count, or of the hours where in days."""
-    risk_N = risk_NR[:, RISK_NAMES.index(name)]
-    if "share" in name:
-        return "share", np.where(np.isnan(risk_N), -1.0, np.ceil(risk_N * (_N_SHARES - 1))).astype(np.int16)
-    whole_N = np.rint(risk_N * (24 if "days" in name else 1))
-    return "octave", np.where(np.isnan(whole_N), -1.0, whole_N * _TENTH_SECOND_US).astype(np.int64)
 
 
 def count_fields(enriched: Enriched, risk: Risk, trains_N: BoolArray) -> FieldCounts:
@@ -206,16 +173,33 @@ def encode(enriched: Enriched, risk: Risk, vocabulary: Vocabulary) -> TokenArray
 
     Raises BundleError when the vocabulary was fitted with other fields than the events have.
     """
-    columns = token_columns(enriched, risk)
-    names = tuple(field.name for field in vocabulary.fields)
-    if tuple(columns) != names:
-        raise BundleError(f"vocabulary.json: made for the fields {list(names)}, but the log gives {list(columns)}")
-    tokens_NF = np.empty((len(enriched.events), len(names)), dtype=np.int16)
-    for f, field in enumerate(vocabulary.fields):
-        tokens_NF[:, f] = encode_column(columns[field.name][1], field)
-        if enriched.is_unknown_N is not None and not is_of_time(field.name):
-            tokens_NF[enriched.is_unknown_N, f] = UNKNOWN_ID
+    fields, texts = vocabulary.fields, text_columns(enriched.events)
+    # Of all rows, so that a dictionary is read once.
+    text_ids = {field.name: encode_column(texts[field.name], field) for field in fields if field.name in texts}
+    tokens_NF = np.empty((len(enriched.events), len(fields)), dtype=np.int16)
+    for first in range(0, max(len(tokens_NF), 1), _ROWS_TOGETHER):
+        rows = slice(first, first + _ROWS_TOGETHER)
+        columns = event_columns(enriched, rows) | risk_columns(risk, rows)
+        if first == 0:
+            _check_names(list(columns), fields)
+        ids_FN = np.empty((len(fields), len(tokens_NF[rows])), dtype=np.int16)
+        numbers: dict[int, NumberColumn] = {}
+        for f, (name, (_, column)) in enumerate(columns.items()):
+            if isinstance(column, Text):
+                ids_FN[f] = text_ids[name][rows]
+            else:
+                numbers[f] = column
+        ids_FN[list(numbers)] = _number_ids(list(numbers.values()), [fields[f] for f in numbers])
+        tokens_NF[rows] = ids_FN.T
+    if enriched.is_unknown_N is not None:
+        is_hidden_F = np.array([not is_of_time(field.name) for field in fields])
+        tokens_NF[np.ix_(enriched.is_unknown_N, is_hidden_F)] = UNKNOWN_ID
     return tokens_NF
+
+
+def _check_names(found: list[str], fields: tuple[Field, ...]) -> None:
+    if found != (names := [field.name for field in fields]):
+        raise BundleError(f"vocabulary.json: made for the fields {names}, but the log gives {found}")
 
 
 def is_of_time(name: str) -> bool:
@@ -226,15 +210,29 @@ def is_of_time(name: str) -> bool:
 def encode_column(column: Column, field: Field) -> npt.NDArray[np.int16]:
     """Return the ids int16 [N] of one field."""
     if isinstance(column, Text):
-        id_of = {value: FIRST_ID + place for place, value in enumerate(field.values)}
-        ids = [id_of.get(value, UNKNOWN_ID) for value in column.values.tolist()]
-        return np.array([*ids, NONE_ID], dtype=np.int16)[column.codes_N]
-    if field.kind == "quantile":
-        ids_N = np.searchsorted(np.array(field.values, dtype=np.float64), column, side="right") + FIRST_ID
-        return np.where(np.isnan(column.astype(np.float64)), NONE_ID, ids_N).astype(np.int16)
-    if field.kind == "octave":
-        return half_octave(column.astype(np.int64)).astype(np.int16)
-    return (column.astype(np.int16) + FIRST_ID).astype(np.int16)  # small, share: -1 falls on NONE_ID
+        return places(column, field.id_of, unknown=UNKNOWN_ID, null=NONE_ID)
+    return _number_ids([column], [field])[0]
+
+
+def _number_ids(columns: list[NumberColumn], fields: list[Field]) -> TokenArray:
+    """Return the ids int16 [F, N] of fields that are no text, one call for all of a kind."""
+    ids_FN = np.empty((len(fields), len(columns[0])), dtype=np.int16)
+    places_of: dict[str, list[int]] = {}
+    for f, field in enumerate(fields):
+        places_of.setdefault(field.kind if field.kind in ("quantile", "octave") else "small", []).append(f)
+    if quantiles := places_of.get("quantile"):
+        numbers_QN = np.array([columns[f] for f in quantiles], dtype=np.float64)
+        ids_QN = np.empty(numbers_QN.shape, dtype=np.int64)
+        for q, f in enumerate(quantiles):
+            ids_QN[q] = fields[f].edges.searchsorted(numbers_QN[q], side="right")
+        ids_QN += FIRST_ID
+        ids_QN[np.isnan(numbers_QN)] = NONE_ID
+        ids_FN[quantiles] = ids_QN
+    if octaves := places_of.get("octave"):
+        ids_FN[octaves] = half_octave(np.array([columns[f] for f in octaves], dtype=np.int64))
+    if others := places_of.get("small"):  # small, share: -1 falls on NONE_ID
+        ids_FN[others] = np.array([columns[f] for f in others], dtype=np.int16) + FIRST_ID
+    return ids_FN
 
 
 def half_octave(time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -242,15 +240,18 @@ def half_octave(time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
     Read off the bits of the float64: its exponent and the first bit of its mantissa, so an octave is split at 1.5.
     """
-    tenths_N = 1.0 + np.maximum(time_us_N, 0) / _TENTH_SECOND_US
-    bucket_N = (tenths_N.view(np.int64) >> 51) - _FIRST_OCTAVE
-    return np.where(time_us_N < 0, NONE_ID, FIRST_ID + bucket_N)
+    tenths_N = np.maximum(time_us_N, 0) / TENTH_SECOND_US
+    tenths_N += 1.0
+    id_N = tenths_N.view(np.int64) >> 51
+    id_N -= _FIRST_OCTAVE - FIRST_ID
+    id_N[time_us_N < 0] = NONE_ID
+    return id_N
 
 
 _FIRST_OCTAVE = int(np.array(1.0).view(np.int64) >> 51)
 _LONGEST_US = 7_258_118_400 * 10**6  # 1970 to the end of 2199
-_N_OCTAVES = int((np.array(1.0 + _LONGEST_US / _TENTH_SECOND_US).view(np.int64) >> 51) - _FIRST_OCTAVE) + 1
-_SIZES: Mapping[Kind, int] = {"small": 24, "share": _N_SHARES, "octave": _N_OCTAVES}
+_N_OCTAVES = int((np.array(1.0 + _LONGEST_US / TENTH_SECOND_US).view(np.int64) >> 51) - _FIRST_OCTAVE) + 1
+_SIZES: Mapping[Kind, int] = {"small": 24, "share": N_SHARES, "octave": _N_OCTAVES}
 
 
 def _rounded(numbers: FloatArray) -> Counter[int]:

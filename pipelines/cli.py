@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud.errors import FraudError
+from pipelines.audit import audit, keys
+from pipelines.serve import serve, serve_demo, warm
 
 if TYPE_CHECKING:
     from pipelines.console import Screen
@@ -27,6 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+policy = typer.Typer(
+    help="Lists and rules in front of the model: test them, put them into a bundle.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(policy, name="policy")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML configuration (`fraud init` writes one).")]
 BundleDirectory = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory of a bundle.")]
@@ -50,10 +59,12 @@ def demo(
     users: Annotated[int, typer.Option("--users", help="How many users to simulate.")] = 8000,
     days: Annotated[int, typer.Option("--days", help="How many days to simulate.")] = 90,
     seed: Annotated[int, typer.Option("--seed", help="The seed of the simulation and of the training.")] = 0,
+    no_serve: Annotated[bool, typer.Option("--no-serve", help="End after the scores; --json ends there too.")] = False,
+    port: Annotated[int, typer.Option("--port", help="Where the bundle is served; 0: any port that is free.")] = 8000,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate a bank, train and compare scorers, bundle the one validation picks, score the log."""
+    """Simulate a bank, train and compare scorers, bundle the one validation picks, score the log, serve the bundle."""
 
     def work(screen: Screen) -> Mapping[str, Any]:
         from pipelines.demo import run_demo
@@ -74,6 +85,8 @@ def demo(
             )
 
     _run(work, as_json=as_json)
+    if not (no_serve or as_json):
+        serve_demo(out, port)
 
 
 @app.command()
@@ -338,6 +351,63 @@ def explain(
         return explain_user(
             bundle, events, user, event=event, config=chosen, html=html, overwrite=overwrite, screen=screen
         )
+
+    _run(work, as_json=as_json)
+
+
+app.command()(warm)
+app.command()(serve)
+app.add_typer(audit, name="audit")
+app.add_typer(keys, name="keys")
+
+
+@policy.command("test")
+def policy_test(
+    config: ConfigFile,
+    events: Annotated[
+        str | None, typer.Argument(metavar="[EVENTS]", help="A log: count what would decide on it, too.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="BUNDLE", help="Whose thresholds, and scores of the log, are the model's."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the [[policy.tests]] of a configuration; exit 1 where one fails."""
+    failed = 0
+
+    def work(screen: Screen) -> Mapping[str, Any]:
+        nonlocal failed
+        from fraud.config import load_config
+        from pipelines.policy import run_policy_tests
+
+        chosen = load_config(config, overrides or ())
+        document = run_policy_tests(chosen, bundle=bundle, events=events, screen=screen)
+        failed = document["failed"]
+        return document
+
+    _run(work, as_json=as_json)
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@policy.command("apply")
+def policy_apply(
+    bundle: BundleDirectory,
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="BUNDLE", help="The bundle to write.")],
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a bundle anew with the lists and rules of a configuration; the model and its thresholds stay."""
+
+    def work(screen: Screen) -> Mapping[str, Any]:
+        from fraud.config import load_config
+        from pipelines.policy import apply_policy
+
+        return apply_policy(bundle, load_config(config, overrides or ()), out, overwrite=overwrite, screen=screen)
 
     _run(work, as_json=as_json)
 

@@ -21,9 +21,10 @@ from fraud.errors import DataError
 from fraud.events import Events, IntArray
 from fraud.explain import Explained, explain
 from fraud.logs import Log, check_usable, event_ids, read_log
-from fraud.reasons import event_words, reasons
+from fraud.reasons import event_words, reasons, rule_reason
 from fraud.scoring import NO_DECISION, Scored, enrich_spec, score_events
 from fraud.tables import tables_of
+from fraud.verdicts import NO_RULE
 from pipelines.console import Screen
 from pipelines.explain_page import page
 from pipelines.files import check_new, written_whole
@@ -135,7 +136,9 @@ def _document(found: _User, explained: Explained, user: str, bundle: Bundle) -> 
             }
             for place in places
         ]
-        said = [dict(reason._asdict()) for reason in told[d]]
+        rule, index = int(found.scored.rule_N[row]), int(enriched.index_N[row])
+        by_rule = () if rule == NO_RULE else (rule_reason(bundle.scorer.policy.in_order[rule], index),)
+        said = [dict(reason._asdict()) for reason in (*by_rule, *told[d])]
         decisions.append(
             _event(found, row) | {"logit": float(explained.logit_D[d]), "reasons": said, "context": context}
         )

@@ -26,7 +26,7 @@ from fraud.config import Config, parse_config
 from fraud.errors import DataError
 from fraud.events import Events
 from fraud.golden import golden_from_json
-from fraud.manifest import MANIFEST, read_manifest
+from fraud.manifest import MANIFEST, VERSION_DIGITS, read_manifest
 from fraud.tables import EVENT_SCHEMA, score_rows, scoring_config
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, bundle: Pat
     """Return the id of the model that MLflow now holds: the bundle's files and what loads them."""
     from mlflow.entities import LoggedModelOutput
 
-    _, bundle_version = read_manifest(bundle)
+    bundle_version = read_manifest(bundle)[1][:VERSION_DIGITS]
     model_id = client.create_logged_model(
         experiment_id, name=MODEL, source_run_id=run_id, tags={"bundle_version": bundle_version}, model_type="fraud"
     ).model_id
@@ -147,7 +147,7 @@ def write_flavour(bundle: Path, folder: Path, *, model_id: str | None, run_id: s
     from mlflow.models import Model
     from mlflow.pyfunc import add_to_model
 
-    manifest, bundle_version = read_manifest(bundle)
+    manifest, sha256 = read_manifest(bundle)
     config = parse_config((bundle / "config.toml").read_text(encoding="utf-8"), source="config.toml", root=bundle)
     config = scoring_config(config, labels=None)
     golden = golden_from_json((bundle / "golden.json").read_text(encoding="utf-8"), config)
@@ -165,7 +165,7 @@ def write_flavour(bundle: Path, folder: Path, *, model_id: str | None, run_id: s
         saved_input_example_info={"artifact_path": _EXAMPLE, "type": "dataframe", "pandas_orient": "split"},
         model_size_bytes=sum((bundle / name).stat().st_size for name in [MANIFEST, *manifest.files]),
         metadata={
-            "bundle_version": bundle_version,
+            "bundle_version": sha256[:VERSION_DIGITS],
             "columns": {column.column: _meaning(column, config) for column in declared_columns(config)},
         },
     )

@@ -29,7 +29,7 @@ from fraud.events import IntArray
 from fraud.explain import explain
 from fraud.logs import Log, check_usable, read_log
 from fraud.readers import log_files
-from fraud.reasons import reasons
+from fraud.reasons import reasons, rule_reason
 from fraud.scoring import Scored, Scorer, Tables, enrich_spec
 from fraud.sessions import n_reopened
 from fraud.tables import (
@@ -41,6 +41,7 @@ from fraud.tables import (
     session_table,
     tables_of,
 )
+from fraud.verdicts import NO_RULE
 from pipelines.console import Screen
 from pipelines.files import check_output, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
@@ -78,8 +79,9 @@ def score_file(
 ) -> Json:
     """Return the totals of a log scored into `out` (.parquet or .csv), one row a session, or an event.
 
-    with_reasons adds the column `reasons`: of an alert, the three events that raise its score most; of a session, those
-    of its most severe decision, the highest score among equals; null where nothing is alerted.
+    with_reasons adds the column `reasons`: of an alert, the list or rule that decided, if one did, and the three events
+    that raise its score most; of a session, those of its most severe decision, the highest score among equals; null
+    where nothing is alerted.
 
     config: where the labels are that say which frauds are known of entities; default: none are. Raises ConfigError,
     DataError and BundleError; an output under its own name is always complete.
@@ -223,10 +225,13 @@ def _reasons_column(scorer: Scorer, scored: Scored, tables: Tables, *, per_event
 
 def _told(scorer: Scorer, scored: Scored, tables: Tables, rows_D: IntArray) -> Iterator[str]:
     before = empty_carry(scored.enriched.events.n_users, enrich_spec(scorer.config))
+    in_order = scorer.policy.in_order
     for first in range(0, len(rows_D), _EXPLAINED_AT_ONCE):
         explained = explain(scorer, scored.enriched, before, tables, rows_D[first : first + _EXPLAINED_AT_ONCE])
-        for told in reasons(scored.enriched, explained):
-            yield "; ".join(reason.text for reason in told)
+        for row, told in zip(explained.rows_D.tolist(), reasons(scored.enriched, explained), strict=True):
+            rule = int(scored.rule_N[row])
+            decided = () if rule == NO_RULE else (rule_reason(in_order[rule], int(scored.enriched.index_N[row])),)
+            yield "; ".join(reason.text for reason in (*decided, *told))
 
 
 def _totals(path: Path) -> dict[str, int]:

@@ -22,6 +22,7 @@ from fraud.learning import check_learnable
 from fraud.metrics import PairedDifference
 from fraud.models import check_names
 from fraud.preparation import Prepared, without_test
+from fraud.rules import ListFile
 from pipelines.console import Screen, spoken_s
 from pipelines.files import check_output, written_whole
 from pipelines.search_space import Value, search_space, with_settings
@@ -144,6 +145,9 @@ def _moved(config: Config, out: Path) -> Config:
         return text if os.path.isabs(text) else os.path.relpath(start / text, end)
 
     labels, uri = config.labels, config.tracking.uri
+    lists = tuple(
+        replace(one, path=path(one.path)) if isinstance(one, ListFile) else one for one in config.policy.lists
+    )
     if labels is not None and labels.path is not None:
         labels = replace(labels, path=path(labels.path))
     if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
@@ -152,6 +156,7 @@ def _moved(config: Config, out: Path) -> Config:
         config,
         root=out.parent,
         log=replace(config.log, events=path(config.log.events)),
+        policy=replace(config.policy, lists=lists),
         labels=labels,
         tracking=replace(config.tracking, uri=uri),
     )

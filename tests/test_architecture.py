@@ -20,17 +20,17 @@ CODE_FOLDERS = ("fraud", "pipelines", "service", "benchmarks")
 
 # A module of fraud/ imports only from modules before it.
 FLOW = (
-    "errors", "parallel", "config", "events", "localtime",
+    "errors", "parallel", "literals", "rules", "rule_tables", "subjects", "config", "events", "localtime",
     "quarantine", "timestamps", "columns", "json_cells", "cells", "validation", "csv_rows", "json_rows", "readers",
     "repeats", "ordering", "logs",
-    "sessions", "enrich", "carries", "contexts", "entities", "tokens", "features", "labels", "splits",
-    "batches", "sampling",
+    "sessions", "lookups", "recents", "enrich", "carries", "contexts", "entities", "fields", "tokens", "features",
+    "labels", "splits", "batches", "sampling",
     "models.dropout", "models.embedding", "models.graph", "models.recurrent_graph", "models.recurrent",
     "models.rotary", "models.transformer_graph", "models.transformer", "models.average", "models.boosting", "models",
     "models.network", "models.fusion",
     "ranking", "metrics", "curves", "pairing", "objectives", "training", "pretraining", "calibration", "decisions",
-    "runtime", "scoring", "explain", "reasons", "gradients", "arrays", "chunks", "padding", "chunk_arrays",
-    "preparation", "tables",
+    "verdicts", "runtime", "scoring", "explain", "reasons", "rows", "carry_pool", "steps", "exact", "live",
+    "gradients", "arrays", "chunks", "padding", "chunk_arrays", "preparation", "tables",
     "golden", "manifest", "bundle", "learning", "judging",
     "histories", "ablation", "lineup", "comparison",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from fraud.events import Events, Text
 from fraud.features import FeatureSpec, features
 from fraud.scoring import risk_of
 from fraud.sessions import NEVER_US, session_starts
-from fraud.tokens import Vocabulary, count_fields, encode, fit_vocabulary, half_octave, vocabulary_from_json
+from fraud.tokens import NONE_ID, Vocabulary, count_fields, encode, fit_vocabulary, half_octave, vocabulary_from_json
 from tests.made_events import cut_at, enriched_whole, joined, made_config, made_events, spec_of, state_after
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -286,3 +286,71 @@ def test_a_session_of_the_log_that_another_one_interrupts_is_counted() -> None:
     opens_N = session_starts(events, CONFIG.sessions.gap, np.full(1, NEVER_US), np.full(1, None, dtype=object))
     assert opens_N.tolist() == [True, False, True, True, True]
     assert n_reopened(events, opens_N) == 1
+
+
+def test_events_mean_the_same_alone_as_in_a_large_input() -> None:
+    events = made_events(7, n_users=900, max_count=60)
+    assert len(events) > 16_384  # above it, what is read together in a small input is read one by one
+    spec = FeatureSpec("user", CONFIG.sessions.max_events, True)
+    whole, whole_risk = enriched_whole(events, CONFIG), _risk(events)
+    all_tokens_NF = encode(whole, whole_risk, VOCABULARY)
+    all_rows = np.arange(len(events))
+    all_features_RC = features(whole, whole_risk, VOCABULARY, spec, all_rows)
+    for user in range(0, 900, 50):
+        part = events.take_users(user, user + 50)
+        rows = _rows_of(events, part)
+        alone, risk = enriched_whole(part, CONFIG), {name: risk_NR[rows] for name, risk_NR in whole_risk.items()}
+        for name, column in _columns(alone, np.arange(len(part))).items():
+            np.testing.assert_array_equal(column, _columns(whole, rows)[name], err_msg=name)
+        np.testing.assert_array_equal(encode(alone, risk, VOCABULARY), all_tokens_NF[rows])
+        own_rows = np.arange(len(part))
+        np.testing.assert_array_equal(features(alone, risk, VOCABULARY, spec, own_rows), all_features_RC[rows])
+
+
+def test_the_risk_of_no_entity_and_days_since_no_fraud_are_the_id_of_none() -> None:
+    events = made_events(4)
+    enriched, risk = enriched_whole(events, CONFIG), _risk(events)
+    tokens = dict(zip((field.name for field in VOCABULARY.fields), encode(enriched, risk, VOCABULARY).T, strict=True))
+    for what, risk_N in zip(RISK_NAMES, risk["payee"].T, strict=True):
+        if f"{what}:payee" in tokens:
+            np.testing.assert_array_equal(tokens[f"{what}:payee"] == NONE_ID, np.isnan(risk_N), err_msg=what)
+
+
+@pytest.mark.parametrize("name", ["hour", "gap", "session_start", "amount"])
+def test_a_category_that_is_called_like_a_field_of_ours_gives_way_to_it(name: str) -> None:
+    events = made_events(6)
+    named = replace(events, categorical={name: events.categorical["channel"]})
+    enriched, risk = enriched_whole(named, CONFIG), _risk(named)
+    vocabulary = fit_vocabulary(enriched, risk, count_fields(enriched, risk, np.ones(len(named), dtype=np.bool_)))
+    fields_of_name = [f for f, field in enumerate(vocabulary.fields) if field.name == name]
+    assert [vocabulary.fields[f].kind != "text" for f in fields_of_name] == [True]
+    if name != "amount":  # whose edges are those of another vocabulary
+        place = [field.name for field in VOCABULARY.fields].index(name)
+        plain_NF = encode(enriched_whole(events, CONFIG), risk, VOCABULARY)
+        named_NF = encode(enriched, risk, vocabulary)
+        np.testing.assert_array_equal(named_NF[:, fields_of_name[0]], plain_NF[:, place])
+
+
+@given(seed=SEEDS)
+def test_a_dictionary_far_larger_than_the_rows_changes_no_token_and_no_feature(seed: int) -> None:
+    events = made_events(seed, n_users=3, max_count=10)
+
+    def widened(column: Text) -> Text:
+        strangers = [f"never seen {k}" for k in range(400)]
+        values = np.array([*strangers, *column.values.tolist(), *[None] * 100], dtype=object)
+        return Text(np.where(column.codes_N < 0, -1, column.codes_N + len(strangers)).astype(np.int32), values)
+
+    wide = replace(
+        events,
+        type=widened(events.type),
+        categorical={name: widened(column) for name, column in events.categorical.items()},
+        entity={name: widened(column) for name, column in events.entity.items()},
+    )
+    spec, rows = FeatureSpec("user", CONFIG.sessions.max_events, True), np.arange(len(events))
+    plain, enriched, risk = enriched_whole(events, CONFIG), enriched_whole(wide, CONFIG), _risk(events)
+    for name, column in _columns(plain, rows).items():
+        np.testing.assert_array_equal(_columns(enriched, rows)[name], column, err_msg=name)
+    np.testing.assert_array_equal(encode(enriched, risk, VOCABULARY), encode(plain, risk, VOCABULARY))
+    np.testing.assert_array_equal(
+        features(enriched, risk, VOCABULARY, spec, rows), features(plain, risk, VOCABULARY, spec, rows)
+    )

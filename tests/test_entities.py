@@ -17,6 +17,7 @@ from fraud.entities import (
     RISK_WINDOWS_DAYS,
     EntityTable,
     entity_risk,
+    entity_risks,
     entity_table,
     merge_entity_tables,
 )
@@ -106,3 +107,39 @@ def test_an_entity_that_the_table_does_not_hold_has_no_frauds_and_no_volume() ->
         risk = dict(zip(RISK_NAMES, entity_risk(table, stranger, time_us[-3:]).T, strict=True))
         assert all((risk[name] == 0).all() for name in RISK_NAMES if "days" not in name)
         assert all(np.isnan(risk[name]).all() for name in RISK_NAMES if "days" in name)
+
+
+@given(seed=SEEDS)
+def test_fields_that_are_read_together_have_the_risk_that_each_has_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns: dict[str, Text] = {}
+    tables: dict[str, EntityTable] = {}
+    n_rows = int(rng.integers(0, 60))
+    for name in ("payee", "device", "never set"):
+        column, *times = _made(int(rng.integers(0, 2**31)))
+        tables[name] = entity_table(column, *times)
+        # In the order of another dictionary, one value of which the table does not hold, with room to grow.
+        values = np.array([*rng.permutation(np.append(column.values, ["zz"])), *[None] * 9], dtype=object)
+        codes = rng.integers(-1, len(column.values) + 1, n_rows) if name != "never set" else np.full(n_rows, -1)
+        columns[name] = Text(codes.astype(np.int32), values)
+    time_us = START_US + rng.integers(0, 90 * 24, n_rows) * HOUR_US
+    together = entity_risks(tables, columns, time_us)
+    assert list(together) == list(columns)
+    for name, column in columns.items():
+        alone = text_from_objects(column.to_objects())
+        np.testing.assert_array_equal(together[name], entity_risk(tables[name], alone, time_us))
+
+
+def test_of_a_long_table_a_few_events_read_their_own_entities_with_the_same_result() -> None:
+    rng = np.random.default_rng(3)
+    n_events = 6_000
+    column = Text(rng.integers(0, 40, n_events).astype(np.int32), np.array([f"p{k:02d}" for k in range(40)], object))
+    time_us = np.sort(START_US + rng.integers(0, 60 * 24, n_events) * HOUR_US)
+    is_fraud = rng.random(n_events) < 0.05
+    fraud_us, honest_us = (np.where(known, time_us + 30 * HOUR_US, NEVER_KNOWN_US) for known in (is_fraud, ~is_fraud))
+    table = entity_table(column, time_us, fraud_us, honest_us)
+    assert len(table.key) > 3_000
+    whole = entity_risk(table, column, time_us)
+    for first in range(0, n_events, 500):
+        few = np.arange(first, first + 5)
+        np.testing.assert_array_equal(entity_risk(table, column.take(few), time_us[few]), whole[few])

@@ -23,6 +23,7 @@ from pipelines.simulate import simulate
 from tests.commands import run_fraud
 
 MODELS = ("boosting", "lstm", "fused")
+MORE_MODELS = ("gru", "transformer")  # trained in process, without a tracker
 # Contexts of 16 events, so that most users have more than one; 300 users, so that both are trained in seconds.
 _OVERRIDES = (
     "sessions.max_events=16",
@@ -105,6 +106,10 @@ def _make(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         (folder / f"{model}.out").write_text(done.stdout, encoding="utf-8")
         (folder / f"{model}.err").write_text(done.stderr, encoding="utf-8")
+    for model in MORE_MODELS:
+        config = load_config(trained.config_file, (f"model.name={model}",))
+        with closing(read_log(config)) as log:
+            train(log, config, folder / model)
     plain = load_config(trained.config_file, ("fields.entity=[]", "sessions.max_events=64", "training.epochs=1"))
     with closing(read_log(plain)) as log:
         train(log, plain, trained.plain)

@@ -30,8 +30,14 @@ class Fusion:
     bias: float
 
     def logits(self, logit_NM: FloatArray) -> FloatArray:
-        """Return float64 [N] of the members' logits float64 [N, M]."""
-        return self.bias + logit_NM @ np.array(self.weights)
+        """Return float64 [N] of the members' logits float64 [N, M].
+
+        Added one by one: a matrix product would round a row otherwise among few rows than among many.
+        """
+        logit_N = np.full(len(logit_NM), self.bias, dtype=np.float64)
+        for m, weight in enumerate(self.weights):
+            logit_N += weight * logit_NM[:, m]
+        return logit_N
 
     def to_json(self) -> str:
         """Return JSON text that `fusion_from_json` reads back as an equal fusion."""

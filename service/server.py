@@ -1,0 +1,83 @@
+"""uvicorn, told how to listen and how to stop: a signal ends the process in order, with exit code 0."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Generator
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI
+
+from fraud.errors import ConfigError
+from service.limits import Limits, Load
+from service.logs import pairs
+from service.metrics import Metrics
+from service.protocol import protocol_of
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BACKLOG = 2048
+_log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, but for its signals: it would raise them again at the end, and so never exit with 0."""
+
+    def __init__(self, config: uvicorn.Config, load: Load) -> None:
+        super().__init__(config)
+        self._load = load
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle signals while the server runs; the second one ends it at once."""
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop accepting, finish what is in flight, end."""
+        _log.info(pairs("stopping", signal=signal.Signals(sig).name, in_flight=self._load.in_flight))
+        self._load.is_draining = True
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def server_of(app: FastAPI, *, limits: Limits, load: Load, metrics: Metrics) -> Server:
+    """Return the server of an application; `Server.run(sockets=[listen(...)])` serves until a signal comes."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=cast(Any, protocol_of(limits, load, metrics)),  # Any: uvicorn expects a class, and calls it alone
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(limits.grace_s),
+    )
+    return Server(config, load)
+
+
+def listen(host: str, port: int, *, is_shared: bool) -> socket.socket:
+    """Return a listening socket. is_shared: by other workers, on the same port. Raises ConfigError if it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if is_shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from None
+    bound.listen(_BACKLOG)
+    bound.setblocking(False)
+    return bound

@@ -1,0 +1,99 @@
+"""`/v1/score`: the events of a request alone, as `fraud score` of a log of just these events."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from fraud.decisions import DECISIONS, REVIEW
+from fraud.entities import EntityTable
+from fraud.live import LiveScores, score_rows
+from fraud.rows import sort_key
+from fraud.scoring import NO_DECISION
+from service.answers import Answer, EventLine, instant
+from service.journal import Journal
+from service.models import Served
+from service.payloads import ENCODER, Reason, ScoreRecord, risk_cells
+from service.schemas import ScoreRequest
+from service.telling import carry_of, model_name, reasons_at, risk_of_part, rule_at, warnings_of
+
+
+def score_requests(
+    served: Served, requests: Sequence[ScoreRequest], tables: Mapping[str, EntityTable], journal: Journal | None
+) -> tuple[list[bytes], LiveScores | None]:
+    """Return the answer to each request and what was scored (None: nothing); the records are added to the journal.
+
+    Without a journal the answers are degraded: nothing of them is kept.
+    """
+    if not requests:
+        return [], None
+    scorer, model = served.bundle.scorer, model_name(served)
+    by_id = scorer.config.log.event_id is not None
+    orders: list[list[int]] = []
+    for request in requests:
+        keys = [sort_key(row, by_id=by_id) for row in request.events]
+        orders.append(sorted(range(len(keys)), key=keys.__getitem__))
+    rows_U = [[request.events[i] for i in order] for request, order in zip(requests, orders, strict=True)]
+    scores = score_rows(scorer, [request.user_id for request in requests], rows_U, tables)
+    starts = scores.enriched.events.user_starts.tolist()
+    score_N, decision_N = scores.score_R.tolist(), scores.decision_R.tolist()
+    cells_N = risk_cells(scores.risk, list(range(len(score_N))))
+    answers: list[bytes] = []
+    for u, (request, rows, order) in enumerate(zip(requests, rows_U, orders, strict=True)):
+        first, last = starts[u], starts[u + 1]
+        decisions = decision_N[first:last]
+        severest = max(decisions)
+        reasons: list[Reason] = []
+        if severest >= REVIEW or request.explain:
+            # Of the most severe decision, the last of several; else of the last event.
+            told = len(rows) - 1 - decisions[::-1].index(severest) if severest >= REVIEW else len(rows) - 1
+            before, risk = carry_of(scores.before, u, served), risk_of_part(scores, first, last)
+            reasons = reasons_at(served, request.user_id, rows, before, risk, [told])[0]
+            reasons = [*rule_at(served, scores, first + told), *reasons]
+        decision_id = None if journal is None else journal.next_id()
+        lines = [
+            EventLine(
+                row.event_id,
+                row.type,
+                instant(row.time_us),
+                score_N[first + i],
+                None if decisions[i] == NO_DECISION else DECISIONS[decisions[i]],
+                None if decision_id is None else f"{decision_id}.{i}",
+            )
+            for i, row in enumerate(rows)
+        ]
+        answer = ENCODER.encode(
+            Answer(
+                decision_id=decision_id,
+                score=score_N[last - 1],
+                risk=served.risk_percentile(score_N[last - 1]),
+                decision=DECISIONS[max(severest, 0)],
+                reasons=reasons,
+                events=lines,
+                model=model,
+                policy_version=served.policy_version,
+                warnings=[
+                    msgspec.structs.replace(warned, path=f"events.{at}.{warned.path}")
+                    for row, at in zip(rows, order, strict=True)
+                    for warned in warnings_of(served, row)
+                ],
+                degraded=journal is None,
+            )
+        )
+        if journal is not None:
+            record = ScoreRecord(
+                salt=secrets.token_hex(8),
+                user_id=request.user_id,
+                rows=rows,
+                risk=cells_N[first:last],
+                explain=request.explain,
+                at_us=journal.now_us(),
+                model=model,
+                policy_version=served.policy_version,
+                answer=msgspec.Raw(answer),
+            )
+            journal.add(request.user_id, ENCODER.encode(record))
+        answers.append(answer)
+    return answers, scores
