@@ -52,7 +52,7 @@ class CarryPool:
         self._session_S = np.full(n_slots, None, dtype=object)
         self._values = {
             name: _Values(
-                np.full((n_slots, N_RECENT), NULL_CODE, dtype=np.int32), np.zeros(n_slots, dtype=np.int64), Dictionary()
+                np.zeros((n_slots, N_RECENT), dtype=np.int32), np.zeros(n_slots, dtype=np.int64), Dictionary()
             )
             for name in (*fields.categorical, *fields.entity)
         }

@@ -17,7 +17,7 @@ from service.state.schema import SQLITE, create_statements, meta_rows, upgrade_s
 
 _SMALLEST = 512  # bytes of the smallest page that SQLite knows
 CHECKPOINT_PAGES = 4000  # 16 MB of WAL: pages that change again before then are written to the file once
-CACHE_KIB = 8000
+CACHE_KIB = 2000
 
 
 def check_file(path: str, *, may_create: bool) -> None:
