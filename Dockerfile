@@ -28,9 +28,10 @@ ARG TORCH_INDEX=""
 WORKDIR /build
 ENV PIP_CONSTRAINT=/build/requirements-test.txt
 RUN python -m venv --without-pip /opt/fraud
-COPY pyproject.toml requirements-test.txt ./
+COPY requirements-test.txt ./
 RUN pip --python /opt/fraud/bin/python install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     "$(head -n 1 requirements-test.txt)"
+COPY pyproject.toml ./
 RUN touch README.md LICENSE && pip --python /opt/fraud/bin/python install --no-cache-dir '.[train,serve]'
 
 FROM python:3.11-slim-bookworm AS service

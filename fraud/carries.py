@@ -122,7 +122,8 @@ def _with_carried_values(events: Events, before: Carry) -> Events:
         wide = dict(columns)
         for name, column in columns.items():
             recent = before.recent.get(name)
-            if recent is not None and len(recent.values.codes_N):
+            # The dictionary of a pool of carries is one with that of its events, and may hold all that was ever seen.
+            if recent is not None and len(recent.values.codes_N) and recent.values.values is not column.values:
                 wide[name] = concat_texts([recent.values, column]).take(slice(len(recent.values.codes_N), None))
         return wide
 
@@ -139,9 +140,12 @@ def _values_of(column: Text, events: Events, recent: Recent | None, user_N: np.n
     first_U = np.cumsum(own_U + carried_U) - own_U - carried_U
     codes_V = np.empty(len(rows) + int(carried_U.sum()), dtype=np.int32)
     # Both pieces are already by user and share the events' dictionary but for its order.
-    place_of = {value: code for code, value in enumerate(column.values.tolist())}
-    code_of_V = np.array([place_of[value] for value in recent.values.values.tolist()], dtype=np.int32)
-    codes_V[ranges(first_U, carried_U)] = code_of_V[recent.values.codes_N]
+    carried_codes = recent.values.codes_N
+    if recent.values.values is not column.values:
+        place_of = {value: code for code, value in enumerate(column.values.tolist())}
+        code_of_V = np.array([place_of[value] for value in recent.values.values.tolist()], dtype=np.int32)
+        carried_codes = code_of_V[carried_codes]
+    codes_V[ranges(first_U, carried_U)] = carried_codes
     codes_V[ranges(first_U + carried_U, own_U)] = column.codes_N[rows]
     start_N = events.user_starts[:-1][user_N]
     before_N = (first_U + carried_U)[user_N] + total_N1[:-1] - total_N1[start_N]

@@ -19,8 +19,8 @@ from fraud.carry_pool import CarryPool
 from fraud.contexts import context_start
 from fraud.decisions import DecisionArray
 from fraud.enrich import Carry, Enriched, empty_carry, enrich
-from fraud.entities import RISK_NAMES, EntityTable, entity_risk
-from fraud.events import NULL_CODE, Events, FloatArray, IntArray, Text
+from fraud.entities import RISK_NAMES, EntityTable, entity_risks
+from fraud.events import Events, FloatArray, IntArray
 from fraud.exact import exact_logits, member_logits, sequence_positions, tokens_of
 from fraud.explain import explain_known
 from fraud.reasons import Reason, reasons
@@ -178,18 +178,16 @@ def _whole(scorer: Scorer, events: Events, risk: Risk) -> LiveScores:
 
 def risk_of_rows(events: Events, rows_R: IntArray, tables: Mapping[str, EntityTable]) -> dict[str, FloatArray]:
     """Return the risk of each declared entity, float64 [N, R]: as known at the rows given, NaN at all others."""
-    if not events.has_clock:
+    if not events.has_clock or not events.entity:
         return {}
+    columns = {name: column.take(rows_R) for name, column in events.entity.items()}
+    own = entity_risks(tables, columns, events.time_us[rows_R])
+    if len(rows_R) == len(events):
+        return own  # all rows, in their order
     risk: dict[str, FloatArray] = {}
-    for name, column in events.entity.items():
-        risk_NR = np.full((len(events), len(RISK_NAMES)), np.nan, dtype=np.float64)
-        named = rows_R[column.codes_N[rows_R] != NULL_CODE]
-        if len(named):
-            # The dictionary of a column may hold every value the service ever saw.
-            used, code_R = np.unique(column.codes_N[named], return_inverse=True)
-            few = Text(code_R.astype(np.int32), column.values[used])
-            risk_NR[named] = entity_risk(tables[name], few, events.time_us[named])
-        risk[name] = risk_NR
+    for name, risk_RR in own.items():
+        risk[name] = np.full((len(events), len(RISK_NAMES)), np.nan, dtype=np.float64)
+        risk[name][rows_R] = risk_RR
     return risk
 
 

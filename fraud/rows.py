@@ -77,11 +77,13 @@ class Dictionary:
 
 def compact_text(cells: Iterable[str | None]) -> Text:
     """Return the cells as a column under a dictionary of their own, in order of appearance."""
-    code_of: dict[str, int] = {}
-    codes = [NULL_CODE if cell is None else code_of.setdefault(cell, len(code_of)) for cell in cells]
-    values: ObjectArray = np.empty(len(code_of), dtype=object)
-    values[:] = list(code_of)
-    return Text(np.array(codes, dtype=np.int32), values)
+    cells = list(cells)
+    names = [name for name in dict.fromkeys(cells) if name is not None]
+    code_of: dict[str | None, int] = dict(zip(names, range(len(names)), strict=True))
+    code_of[None] = NULL_CODE
+    values: ObjectArray = np.empty(len(names), dtype=object)
+    values[:] = names
+    return Text(np.array(list(map(code_of.__getitem__, cells)), dtype=np.int32), values)
 
 
 def events_of_rows(

@@ -20,7 +20,7 @@ from fraud.config import Config, subjects_of
 from fraud.contexts import sequences
 from fraud.decisions import DecisionArray, Policy, decide
 from fraud.enrich import Carry, Enriched, EnrichSpec, empty_carry, enrich
-from fraud.entities import EntityTable, entity_risk
+from fraud.entities import EntityTable, entity_risks
 from fraud.events import Events, FloatArray, IntArray
 from fraud.features import FeatureSpec, features
 from fraud.models.fusion import Fusion
@@ -162,7 +162,7 @@ def risk_of(events: Events, tables: Tables) -> Risk:
     """Return the risk of each declared entity as known at each event; none without a clock."""
     if not events.has_clock:
         return {}
-    return {name: entity_risk(tables[name], column, events.time_us) for name, column in events.entity.items()}
+    return entity_risks(tables, events.entity, events.time_us)
 
 
 def score_events(scorer: Scorer, events: Events, carry: Carry, tables: Tables) -> tuple[Scored, Carry]:

@@ -21,8 +21,8 @@ State = Annotated[
 ]
 
 
-# One arena: the threads of a service would else keep memory apart from each other that no one of them needs. Large
-# arrays by mmap, always: glibc raises its own threshold after the first swap, and zeroed arrays become resident (11 MB).
+# One arena: the threads of a service would else keep memory apart that no one of them needs. Large arrays by mmap,
+# always: glibc raises its own threshold after the first swap, and zeroed arrays become resident (11 MB).
 _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "262144",

@@ -6,7 +6,8 @@ An answer to events is composed from what was stored of each, so a retry in anot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import date
+from functools import lru_cache
 
 import msgspec
 
@@ -14,7 +15,9 @@ from fraud.decisions import DECISIONS
 from fraud.rows import EventRow
 from service.payloads import ENCODER, EventAnswer, ModelName, Reason, Warned
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+_MINUTES = tuple(f"T{minute // 60:02}:{minute % 60:02}:" for minute in range(1440))
+_SECONDS = tuple(f"{second:02}" for second in range(60))
 _SEVERITY = {name: place for place, name in enumerate(DECISIONS)}
 
 
@@ -46,7 +49,18 @@ class Answer(msgspec.Struct, frozen=True):
 
 def instant(time_us: int) -> str:
     """Return a time as RFC 3339 in UTC, with a fraction only where it has one."""
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat().removesuffix("+00:00") + "Z"
+    # 0.6 us: a datetime takes 2.7, and twenty of them are most of an answer.
+    minutes = time_us // 60_000_000
+    us = time_us % 60_000_000
+    text = f"{_day(minutes // 1440)}{_MINUTES[minutes % 1440]}{_SECONDS[us // 1_000_000]}"
+    us %= 1_000_000
+    return f"{text}.{us:06}Z" if us else text + "Z"
+
+
+@lru_cache(maxsize=1024)
+def _day(days: int) -> str:
+    """Return the date of a day, counted from 1970: an answer has many times, and few days."""
+    return date.fromordinal(_EPOCH_DAY + days).isoformat()
 
 
 def composed(

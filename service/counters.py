@@ -102,7 +102,7 @@ def entity_tables_of(fields: Sequence[str], rows: Sequence[CounterRow]) -> Mappi
     """Return the table of each entity field that these counters make; the same counter twice counts once."""
     by_field: dict[str, list[CounterRow]] = {field: [] for field in fields}
     for row in rows:
-        by_field[row.field].append(row)
+        by_field[row[0]].append(row)
     return {field: _table(own) for field, own in by_field.items()}
 
 
@@ -110,12 +110,14 @@ def _table(rows: list[CounterRow]) -> EntityTable:
     if not rows:
         return _EMPTY
     _, entities, hours, volume, frauds, honest = zip(*rows, strict=True)
-    values, codes_K = np.unique(np.array(entities, dtype=object), return_inverse=True)
-    key_K = (codes_K.astype(np.int64) << _HOUR_BITS) | np.array(hours, dtype=np.int64)
+    names = sorted(set(entities))
+    first_key_of = {name: code << _HOUR_BITS for code, name in enumerate(names)}
+    key_K = np.array([first_key_of[entity] | hour for entity, hour in zip(entities, hours, strict=True)])
     key, first = np.unique(key_K, return_index=True)
-    counts = (np.array(column, dtype=np.int64)[first] for column in (volume, frauds, honest))
-    volume_K, frauds_K, honest_K = counts
-    return EntityTable(values=values.astype(object), key=key, volume=volume_K, frauds=frauds_K, honest=honest_K)
+    volume_K, frauds_K, honest_K = np.array([volume, frauds, honest], dtype=np.int64)[:, first]
+    values = np.empty(len(names), dtype=object)
+    values[:] = names
+    return EntityTable(values=values, key=key, volume=volume_K, frauds=frauds_K, honest=honest_K)
 
 
 _NONE = np.zeros(0, dtype=np.int64)

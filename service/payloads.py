@@ -6,7 +6,6 @@ that it can be replayed to the bit. A salt stands in each, so that nobody can gu
 
 from __future__ import annotations
 
-from math import isnan
 from typing import Any
 
 import msgspec
@@ -129,16 +128,18 @@ def rows_from_bytes(content: bytes) -> list[StoredRow]:
 
 
 def risk_cells(risk: Risk, rows: list[int]) -> list[RiskCells]:
-    """Return the risk of some events as cells; where nothing is known of an entity its cells are None."""
+    """Return the risk of some events as cells; where nothing is known of an entity its cells are None.
+
+    A cell is NaN where the risk is: JSON has no such number, and it is written as null.
+    """
     by_field: list[list[list[float | None] | None]] = []
     for risk_NR in risk.values():
         risk_RR = risk_NR[rows]
-        says_R = (np.nan_to_num(risk_RR) != 0.0).any(axis=1)
-        if not says_R.any():
-            by_field.append([None] * len(rows))
-            continue
-        cells = [[None if isnan(cell) else cell for cell in row] for row in risk_RR.tolist()]
-        by_field.append([cells[r] if says else None for r, says in enumerate(says_R.tolist())])
+        says = ((risk_RR != 0.0) & (risk_RR == risk_RR)).any(axis=1).nonzero()[0]
+        cells: list[list[float | None] | None] = [None] * len(rows)
+        for r, own in zip(says.tolist(), risk_RR[says].tolist(), strict=True):
+            cells[r] = own
+        by_field.append(cells)
     return [list(cells) for cells in zip(*by_field, strict=True)] if by_field else [[] for _ in rows]
 
 

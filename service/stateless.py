@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from operator import lt
 
 import msgspec
 
 from fraud.decisions import DECISIONS, REVIEW
 from fraud.entities import EntityTable
 from fraud.live import LiveScores, score_rows
-from fraud.rows import sort_key
-from fraud.scoring import NO_DECISION
+from fraud.rows import EventRow, sort_key
 from service.answers import Answer, EventLine, instant
 from service.journal import Journal
 from service.models import Served
 from service.payloads import ENCODER, Reason, ScoreRecord, risk_cells
 from service.schemas import ScoreRequest
-from service.telling import carry_of, model_name, reasons_at, risk_of_part, rule_at, warnings_of
+from service.telling import carry_of, knows_all, model_name, reasons_at, risk_of_part, rule_at, warnings_of
+
+_NAMES = (*DECISIONS, None)  # NO_DECISION is -1, the last
 
 
 def score_requests(
@@ -31,10 +33,7 @@ def score_requests(
         return [], None
     scorer, model = served.bundle.scorer, model_name(served)
     by_id = scorer.config.log.event_id is not None
-    orders: list[list[int]] = []
-    for request in requests:
-        keys = [sort_key(row, by_id=by_id) for row in request.events]
-        orders.append(sorted(range(len(keys)), key=keys.__getitem__))
+    orders = [_order(request.events, by_id=by_id) for request in requests]
     rows_U = [[request.events[i] for i in order] for request, order in zip(requests, orders, strict=True)]
     scores = score_rows(scorer, [request.user_id for request in requests], rows_U, tables)
     starts = scores.enriched.events.user_starts.tolist()
@@ -58,11 +57,11 @@ def score_requests(
                 row.event_id,
                 row.type,
                 instant(row.time_us),
-                score_N[first + i],
-                None if decisions[i] == NO_DECISION else DECISIONS[decisions[i]],
+                score,
+                _NAMES[decision],
                 None if decision_id is None else f"{decision_id}.{i}",
             )
-            for i, row in enumerate(rows)
+            for i, (row, score, decision) in enumerate(zip(rows, score_N[first:last], decisions, strict=True))
         ]
         answer = ENCODER.encode(
             Answer(
@@ -74,7 +73,9 @@ def score_requests(
                 events=lines,
                 model=model,
                 policy_version=served.policy_version,
-                warnings=[
+                warnings=[]
+                if knows_all(served, rows)
+                else [
                     msgspec.structs.replace(warned, path=f"events.{at}.{warned.path}")
                     for row, at in zip(rows, order, strict=True)
                     for warned in warnings_of(served, row)
@@ -97,3 +98,12 @@ def score_requests(
             journal.add(request.user_id, ENCODER.encode(record))
         answers.append(answer)
     return answers, scores
+
+
+def _order(rows: Sequence[EventRow], *, by_id: bool) -> Sequence[int]:
+    """Return the places of some rows in the order of a user's events, in which most requests have them already."""
+    times_us = [row.time_us for row in rows]
+    if all(map(lt, times_us, times_us[1:])):
+        return range(len(rows))
+    keys = [sort_key(row, by_id=by_id) for row in rows]
+    return sorted(range(len(keys)), key=keys.__getitem__)

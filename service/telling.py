@@ -65,6 +65,17 @@ def warnings_of(served: Served, row: EventRow) -> list[Warned]:
     return warned
 
 
+def knows_all(served: Served, rows: Sequence[EventRow]) -> bool:
+    """Return True where no event has a value to be warned about."""
+    if not served.known_types.issuperset([row.type for row in rows]):
+        return False
+    columns = zip(*[row.categorical for row in rows], strict=True)
+    return all(
+        known.issuperset([value for value in column if value is not None])
+        for (_, known), column in zip(served.known_categories, columns, strict=True)
+    )
+
+
 def session_ids_of(scores: LiveScores, users: Sequence[str]) -> list[str | None]:
     """Return the session of each new event of a tick: the log's own id, else `{user_id}@{its start, epoch us}`."""
     enriched, rows = scores.enriched, scores.new_R

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 
 from fraud.entities import HOUR_US, EntityTable
 from fraud.live import LiveScores
@@ -137,14 +138,12 @@ class Ticker:
     ) -> Wanted:
         config = served.bundle.scorer.config
         by_id, fields = config.log.event_id is not None, config.fields.entity
-        entities: set[tuple[str, str, int]] = set()
-        if fields:
-            for request in (*scores, *events):
-                for row in request.events:
-                    hour = row.time_us // HOUR_US
-                    entities.update(
-                        (name, value, hour) for name, value in zip(fields, row.entity, strict=True) if value is not None
-                    )
+        asked: set[tuple[str, str | None, int]] = set()
+        for request in (*scores, *events):
+            hours = [row.time_us // HOUR_US for row in request.events]
+            for e, name in enumerate(fields):
+                asked.update(zip(repeat(name), [row.entity[e] for row in request.events], hours, strict=False))
+        entities = tuple((name, value, hour) for name, value, hour in asked if value is not None)
         users = tuple(
             request.user_id
             for request in events
@@ -153,7 +152,7 @@ class Ticker:
             )
         )
         keys = tuple((request.user_id, row.event_id or "") for request in events for row in request.events)
-        return Wanted(users, keys, tuple(entities))
+        return Wanted(users, keys, entities)
 
     def _turns(
         self,

@@ -20,14 +20,16 @@ _LATEST_US = 7_258_118_400_000_000 - 1  # 2199-12-31
 AHEAD_US = 5 * 60 * 10**6  # a sender's clock may be that far ahead of ours
 
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
-_SECONDS_US = {f"{second:02}Z": second * 10**6 for second in range(60)}
+_DAY_US = 86400 * 10**6
+_MINUTES_US = {f"{minute // 60:02}:{minute % 60:02}:": minute * 60 * 10**6 for minute in range(24 * 60)}
+_SECONDS_US = {f"{second:02}": second * 10**6 for second in range(60)}
 _RFC_3339 = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?"
     r"(?:([Zz])|([+-])([0-9]{2}):([0-9]{2}))?"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_MANY_MINUTES = 4096
+_MANY_DAYS = 4096
 
 
 class Fault(NamedTuple):
@@ -75,32 +77,39 @@ def integer_fault(value: int) -> Fault | None:
 
 
 class TimeReader:
-    """Reads RFC 3339 times; minutes that were read are remembered, since requests are about the last few."""
+    """Reads RFC 3339 times; days that were read are remembered, since requests are about the last few."""
 
     def __init__(self) -> None:
-        self._minutes_us: dict[str, int] = {}
+        self._days_us: dict[str, int] = {}
 
     def times_us(self, texts: Iterable[str]) -> list[int] | None:
         """Return the times of texts, None if one of them is no time."""
-        minutes_us, times_us = self._minutes_us, list[int]()
+        days_us, times_us = self._days_us, list[int]()
         for text in texts:
-            minute_us, second_us = minutes_us.get(text[:17]), _SECONDS_US.get(text[17:])
-            if minute_us is None or second_us is None:
+            day_us, minute_us = days_us.get(text[:11]), _MINUTES_US.get(text[11:17])
+            second_us, fraction = _SECONDS_US.get(text[17:19]), text[19:]
+            if fraction != "Z" and second_us is not None:
+                digits = fraction[1:-1]
+                if fraction[:1] == "." and fraction[-1:] == "Z" and digits.isdecimal() and digits.isascii():
+                    second_us = second_us + int(digits.ljust(6, "0")[:6]) if len(digits) <= 9 else None
+                else:
+                    second_us = None
+            if day_us is None or minute_us is None or second_us is None:
                 time_us = self.time_us(text)
                 if not isinstance(time_us, int):
                     return None
                 times_us.append(time_us)
             else:
-                times_us.append(minute_us + second_us)
+                times_us.append(day_us + minute_us + second_us)
         return times_us
 
     def time_us(self, text: str) -> int | Fault:
         """Return microseconds since 1970 UTC, finer ones floored, or why the text is no time with a zone."""
         time_us = _time_us(text)
-        if isinstance(time_us, int) and text[17:] in _SECONDS_US:
-            if len(self._minutes_us) >= _MANY_MINUTES:  # a replay passes through months of them
-                self._minutes_us.clear()
-            self._minutes_us[text[:17]] = time_us - _SECONDS_US[text[17:]]
+        if isinstance(time_us, int) and text.endswith("Z"):
+            if len(self._days_us) >= _MANY_DAYS:  # a replay passes through years of them
+                self._days_us.clear()
+            self._days_us[text[:11]] = time_us - time_us % _DAY_US
         return time_us
 
 

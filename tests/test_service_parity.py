@@ -16,6 +16,7 @@ import fraud.exact
 from fraud.events import IntArray
 from fraud.steps import Stepper
 from service.problems import Problem
+from service.warm import Warmed, warm
 from tests.in_process import InProcess
 from tests.replaying import Post, Replay, differences, part_of_log
 from tests.trained import Trained, trained_bundles
@@ -100,6 +101,40 @@ def test_a_window_that_slides_event_by_event_is_noticed(
     other = InProcess(service.holder.current.bundle.path, "sqlite:///" + str(part.folder / "sliding.db"))
     assert _largest(other, _replayed(other, part)) > TOLERANCE
     other.close()
+
+
+@pytest.mark.parametrize("service", ["lstm", "fused"], indirect=True)
+def test_a_state_that_was_warmed_goes_on_as_the_log_does(service: InProcess, part: Replay, tmp_path: Path) -> None:
+    half = part.events[len(part.events) // 2]["ts"][:13]  # of an hour, all events are of one half
+    first = part.only({event["event_id"] for event in part.events if event["ts"][:13] < half}, tmp_path / "first")
+    bundle = service.holder.current.bundle
+
+    def warmed() -> Warmed:
+        return warm(
+            bundle.scorer.config, str(first.folder / "events.parquet"), first.config, service.store,
+            now_us=service.clock.wall_us, progress=lambda _done, _all: None,
+        )  # fmt: skip
+
+    done = warmed()
+    assert (done.events, done.users_there, done.quarantined) == (len(first.events), 0, 0)
+    assert warmed() == Warmed(0, 0, done.users, 0)
+    rest = Replay(part.folder, part.events[len(first.events) :], part.labels)
+    for labels, posts in rest.steps(np.random.default_rng(3)):
+        for label in labels:
+            service.label(label)
+        for answer in service.events(posts):
+            rest.note(answer)
+    found = differences(rest.answers, part.expected(bundle), bundle, bundle.version)
+    assert found.n == len(rest.events) > 500
+    assert found.largest <= TOLERANCE
+    again = service.events([Post("/v1/events", _as_sent(first, 5))])
+    assert b"known_from_log" in again[0]
+
+
+def _as_sent(replay: Replay, n_events: int) -> dict[str, Any]:  # Any: JSON
+    user_id = replay.events[0]["user_id"]
+    own = [event for event in replay.events if event["user_id"] == user_id][:n_events]
+    return {"user_id": user_id, "events": [{k: v for k, v in event.items() if k != "user_id"} for event in own]}
 
 
 @pytest.mark.parametrize("service", ["lstm", "transformer", "boosting", "fused"], indirect=True)

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from service.state.store import CounterRow, Found, StoreDown, StoredUser, Tick, 
 from service.state.ticks import TickRows, below_zero, counter_spans, settle, stored_event, tick_rows
 
 Result = TypeVar("Result")
+_COUNTER = partial(tuple.__new__, CounterRow)  # _make without a Python call a row
 
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")  # another process is at it: the connection is as good as before
 _BROKEN = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
@@ -141,7 +143,7 @@ class SqliteDatabase:
                 events = db.execute(_EVENTS, (_json(wanted.event_keys),)).fetchall()
             if wanted.entities:
                 spans = _json(counter_spans(wanted.entities))
-                counters = list(map(CounterRow._make, db.execute(_COUNTERS, (spans,))))
+                counters = list(map(_COUNTER, db.execute(_COUNTERS, (spans,))))
         return Found(users, {(row[0], row[1]): stored_event(row[2:]) for row in events}, counters)
 
     def write(self, tick: Tick, shard: int) -> frozenset[str]:

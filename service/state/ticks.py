@@ -171,11 +171,17 @@ def below_zero(row: tuple[str, str, int, int, int, int]) -> ValueError:
 
 def counter_spans(entities: Sequence[tuple[str, str, int]]) -> list[tuple[str, str, int, int]]:
     """Return (field, entity, first hour, hour after the last) for each entity wanted, whatever the hours."""
-    spans: dict[tuple[str, str], tuple[int, int]] = {}
+    low: dict[tuple[str, str], int] = {}
+    high: dict[tuple[str, str], int] = {}
     for field, entity, hour in entities:
-        low, high = spans.get((field, entity), (hour, hour))
-        spans[field, entity] = (min(low, hour), max(high, hour))
-    return [(*key, low - WINDOW_HOURS, high) for key, (low, high) in spans.items()]
+        key = (field, entity)
+        if key not in low:
+            low[key] = high[key] = hour
+        elif hour < low[key]:
+            low[key] = hour
+        elif hour > high[key]:
+            high[key] = hour
+    return [(*key, first - WINDOW_HOURS, high[key]) for key, first in low.items()]
 
 
 def entities_text(entities: tuple[str | None, ...]) -> str:

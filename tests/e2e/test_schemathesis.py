@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.http_server import ROOT, serving
 
 pytestmark = pytest.mark.server

@@ -21,28 +21,27 @@ from tests.trained import Trained, trained_bundles
 _N_SENDERS = 6
 _LOAD_S = (0.1, 0.6)
 
-# The service, but for the moment of its answers: a tick is written after they left, on a disk that takes 5 ms. (The
-# system keeps what a killed process has written, so the wait of a real disk comes too late to lose anything here.)
+# The service, but for the moment of its answers: they leave, and what they say is written 10 ms later, before anything
+# is read again. (A commit to a disk takes as long, but what a killed process gave to the system before is not lost.)
 _ANSWERS_EARLY = """
-import sys, time
+import sys, threading, time
 from service.__main__ import main
-from service.engine import Engine
 from service.state.sql import SqlStore
 
-owed = []
-write, score = SqlStore.write, Engine._score
+read, write, writers = SqlStore.read, SqlStore.write, []
 
-def write_later(store, tick):
-    owed.append((store, tick))
+def write_soon(store, tick):
+    settle()
+    writers.append(threading.Thread(target=lambda: (time.sleep(0.01), write(store, tick))))
+    writers[0].start()
     return frozenset()
 
-def score_then_write(engine, items):
-    score(engine, items)
-    time.sleep(0.005)
-    while owed:
-        write(*owed.pop(0))
+def settle():
+    while writers:
+        writers.pop().join()
 
-SqlStore.write, Engine._score = write_later, score_then_write
+SqlStore.read = lambda store, wanted: (settle(), read(store, wanted))[1]
+SqlStore.write = write_soon
 sys.exit(main())
 """
 
