@@ -21,7 +21,7 @@ _SECONDS = tuple(f"{second:02}" for second in range(60))
 _SEVERITY = {name: place for place, name in enumerate(DECISIONS)}
 
 
-class EventLine(msgspec.Struct, frozen=True):
+class EventLine(msgspec.Struct, frozen=True, gc=False):
     """One event of an answer."""
 
     event_id: str | None

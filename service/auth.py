@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import secrets
 from collections.abc import Mapping
 from typing import Literal
 
@@ -25,34 +24,28 @@ ROLES: Mapping[Role, frozenset[Right]] = {
     "analyst": frozenset(("decisions", "timeline", "model", "score", "metrics")),
     "admin": frozenset(("score", "events", "labels", "decisions", "timeline", "model", "erase", "metrics")),
 }
-_PREFIX = "fk_"  # so that a scanner for leaked secrets can know one
 
 
-def new_key() -> str:
-    """Return a new random key: shown once, never stored."""
-    return _PREFIX + secrets.token_urlsafe(32)
-
-
-def key_hash(key: str) -> str:
-    """Return what is stored of a key: its SHA-256 in hex. A key is random, so it needs no salt and no slow hash."""
-    return hashlib.sha256(key.encode()).hexdigest()
+def key_hash(key: str) -> bytes:
+    """Return what is stored of a key: its SHA-256. A key is random, so it needs no salt and no slow hash."""
+    return hashlib.sha256(key.encode()).digest()
 
 
 class Keys:
-    """The known keys. roles: hash (hex) -> role; empty: every caller may do everything, from this machine alone."""
+    """The known keys. roles: hash -> role; empty: every caller may do everything, from this machine alone."""
 
-    def __init__(self, roles: Mapping[str, str]) -> None:
+    def __init__(self, roles: Mapping[bytes, str]) -> None:
         self._known: dict[bytes, tuple[bytes, frozenset[Right]]] = {}
         self.replace(roles)
 
-    def replace(self, roles: Mapping[str, str]) -> None:
+    def replace(self, roles: Mapping[bytes, str]) -> None:
         """Know these keys from now on, and no others; raises ConfigError for a role that there is none."""
         rights: dict[str, frozenset[Right]] = {**ROLES}
         for role in roles.values():
             if role not in rights:
                 raise ConfigError(f"role {role!r} of an API key: expected one of {', '.join(ROLES)}")
         # One reference is swapped: a request sees the keys of before or of after, never half of each.
-        self._known = {bytes.fromhex(known): (bytes.fromhex(known), rights[role]) for known, role in roles.items()}
+        self._known = {known: (known, rights[role]) for known, role in roles.items()}
 
     def __bool__(self) -> bool:
         return bool(self._known)

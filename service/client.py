@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -57,9 +58,12 @@ class FraudClient:
     def events(self, user_id: str, events: Sequence[Json], *, explain: bool = False) -> Json:
         """Return the answer to new events of a user, scored after all that was sent before, and remember them.
 
-        Each event needs an "event_id" of its own; sent again it counts once.
+        Each event needs an "event_id" of its own; sent again it counts once. A degraded answer means that the events
+        were not remembered: they are sent again, and one comes back only if the store is away for all of `patience_s`.
         """
-        return self._post("/v1/events", {"user_id": user_id, "events": list(events), "explain": explain})
+        return self._post(
+            "/v1/events", {"user_id": user_id, "events": list(events), "explain": explain}, again="degraded"
+        )
 
     def label(self, user_id: str, event_id: str, *, is_fraud: bool, known_at: str, source: str) -> str:
         """Return the id of a label: an event turned out to be fraud, or not; known_at: RFC 3339 with a zone."""
@@ -74,16 +78,17 @@ class FraudClient:
 
     def timeline(self, user_id: str) -> Json:
         """Return a user's stored events in order, with the scores they have now and the answers that were given."""
-        return self._sent("GET", f"/v1/users/{user_id}/timeline", None)
+        return self._sent("GET", f"/v1/users/{quote(user_id, safe='')}/timeline", None)
 
     def decision(self, decision_id: str) -> Json:
         """Return the record of a decision."""
-        return self._sent("GET", f"/v1/decisions/{decision_id}", None)
+        return self._sent("GET", f"/v1/decisions/{quote(decision_id, safe='')}", None)
 
-    def _post(self, path: str, body: Json) -> Json:
-        return self._sent("POST", path, body)
+    def _post(self, path: str, body: Json, *, again: str = "") -> Json:
+        return self._sent("POST", path, body, again=again)
 
-    def _sent(self, method: str, path: str, body: Json | None) -> Json:
+    def _sent(self, method: str, path: str, body: Json | None, *, again: str = "") -> Json:
+        """Return the answer; again: the name of what in an answer, where it is true, asks for another try."""
         until, pause_s = time.monotonic() + self._patience_s, 0.05
         while True:
             answer: httpx.Response | None = None
@@ -92,9 +97,12 @@ class FraudClient:
             except httpx.TransportError:
                 if time.monotonic() + pause_s > until:
                     raise
-            if answer is not None and (answer.status_code not in _RETRIED or time.monotonic() + pause_s > until):
-                if answer.is_success:
-                    return answer.json()
+            is_last = time.monotonic() + pause_s > until
+            if answer is not None and answer.is_success:
+                document: Json = answer.json()
+                if is_last or not document.get(again):
+                    return document
+            elif answer is not None and (is_last or answer.status_code not in _RETRIED):
                 raise ServiceError(answer.status_code, answer.json())
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)

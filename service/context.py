@@ -45,7 +45,7 @@ def needs_rows(known: Known | None, first: SortKey, memory: Remembered) -> bool:
     if known is None:
         return True
     if known.rows is not None:
-        return False
+        return _is_too_late(known, first)  # unless another process erased the user meanwhile: it is asked
     is_late = known.newest is not None and first < known.newest
     return is_late or _is_roll_due(known, memory)
 
@@ -69,7 +69,7 @@ def turn_of(
     is_new_user = False
     old: list[StoredRow] | None = None if known is None else known.rows
     states_hold = known is not None
-    if was_read and (known is None or known.rows is None):
+    if was_read:
         states_hold = known is not None and stored is not None and known.sequence == stored.sequence
         old = stored_rows(stored)
         slot = memory.take_slot() if known is None else known.slot
@@ -81,7 +81,7 @@ def turn_of(
             memory.live.reset([slot])
     assert known is not None  # a user who is not remembered is read
     keys = [sort_key(row, by_id=by_id) for row in fresh]
-    if known.first is not None and known.first_index > 0 and keys[0] < known.first:
+    if _is_too_late(known, keys[0]):
         raise Problem(
             409,
             "too_late",
@@ -100,6 +100,10 @@ def turn_of(
     if late:
         memory.live.reset([known.slot])
     return Turn(user_id, explains, fresh, known, rows, new, old, step_from, late, is_new_user, reads_all=True)
+
+
+def _is_too_late(known: Known, first: SortKey) -> bool:
+    return known.first is not None and known.first_index > 0 and first < known.first
 
 
 def _is_roll_due(known: Known, memory: Remembered) -> bool:

@@ -1,6 +1,6 @@
 """Between the routes and the ticks: requests wait in a queue, one thread runs tick after tick, answers go back.
 
-A tick takes all that waits; what arrives while it runs forms the next one. There is no timer: a lone request is scored
+A tick takes all that waits (`service.waiting`); what arrives while it runs forms the next one. A lone request is scored
 at once, and under load the ticks grow by themselves. This file knows no SQL and no model.
 """
 
@@ -10,34 +10,25 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any
 
-from service.breaker import Breaker, store_down
+from service.breaker import BREAK_S, Breaker, store_down
 from service.clock import Clock
 from service.inquiries import Inquiries
 from service.logs import pairs
-from service.models import ModelHolder, Served
+from service.models import ModelHolder
 from service.offers import offer
 from service.problems import Problem, problem_bytes
 from service.schemas import EventsRequest, LabelRequest, Schema, ScoreRequest
 from service.shadow import Shadow
 from service.state.store import StoreDown
 from service.ticks import Outcome, Ticker
+from service.waiting import Item, Waiting
 
 _log = logging.getLogger(__name__)
-MAX_TICK_EVENTS = 4000  # events of one tick: what bounds how long it lasts
 KEEP_S = 5.0  # between two looks at what is old in the store, and two writings of what a challenger counted
-
-
-class _Item(NamedTuple):
-    """A request that waits. work: for what is neither scored nor remembered; deadline: monotonic seconds."""
-
-    kind: Literal["score", "events", "inquiry"]
-    request: ScoreRequest | EventsRequest | Callable[[], bytes]
-    future: asyncio.Future[bytes]
-    deadline: float | None
 
 
 class Engine:
@@ -54,9 +45,7 @@ class Engine:
         self._fails_open = fails_open
         self._shadow = shadow
         self._breaker = Breaker()
-        self._waiting: deque[_Item] = deque()
-        self._wake = threading.Condition()
-        self._is_stopping = False
+        self._waiting = Waiting(ticker.n_users)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answered: list[tuple[asyncio.Future[bytes], bytes | Exception]] = []
         self._kept_at = time.monotonic()
@@ -68,9 +57,7 @@ class Engine:
 
     def stop(self) -> None:
         """Run what waits and end; nothing may be asked afterwards."""
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
+        self._waiting.stop()
         self._thread.join()
         if self._shadow is not None:
             self._shadow.stop()
@@ -89,16 +76,18 @@ class Engine:
     def readiness(self) -> tuple[bool, dict[str, Any]]:  # Any: JSON
         """Return whether requests are answered as they should be, and what speaks for it."""
         state = {"store": "up" if self._breaker.is_up else "down", "model": self.holder.current.version}
-        return (self._breaker.is_up or self._fails_open) and not self._is_stopping, state
+        return self._thread.is_alive() and (
+            self._breaker.is_up or self._fails_open
+        ) and not self._waiting.is_stopping, state
 
     async def score(self, request: ScoreRequest, deadline: float | None) -> bytes:
         """Return the answer to a stateless request; raises Problem."""
-        return await self._asked("score", request, deadline)
+        return await self._asked(request, deadline)
 
     async def score_batch(self, items: Sequence[ScoreRequest | Problem], deadline: float | None) -> bytes:
         """Return {"results": [answer or problem]} in the order of the items."""
         good = [item for item in items if not isinstance(item, Problem)]
-        asked = (self._asked("score", item, deadline) for item in good)
+        asked = (self._asked(item, deadline) for item in good)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         results: list[bytes] = []
         left = iter(answers)
@@ -114,80 +103,54 @@ class Engine:
 
     async def events(self, request: EventsRequest, deadline: float | None) -> bytes:
         """Return the answer to events, which are then committed; raises Problem."""
-        return await self._asked("events", request, deadline)
+        return await self._asked(request, deadline)
 
     async def label(self, request: LabelRequest) -> bytes:
         """Return {"label_id"} of a label that is then committed."""
-        return await self._asked("inquiry", lambda: self.inquiries.label(request), None)
+        return await self._asked(lambda: self.inquiries.label(request), None)
 
     async def decision(self, decision_id: str) -> bytes:
         """Return what was decided under an id, and from what; raises Problem 404, 410."""
-        return await self._asked("inquiry", lambda: self.inquiries.decision(decision_id), None)
+        return await self._asked(lambda: self.inquiries.decision(decision_id), None)
 
     async def timeline(self, user_id: str) -> bytes:
         """Return the stored events of a user with the scores they have now; raises Problem 404."""
-        return await self._asked("inquiry", lambda: self.inquiries.timeline(user_id), None)
+        return await self._asked(lambda: self.inquiries.timeline(user_id), None)
 
     async def erase(self, user_id: str) -> bytes:
         """Delete all that is kept of a user."""
-        return await self._asked("inquiry", lambda: self.inquiries.erase(user_id), None)
+        return await self._asked(lambda: self.inquiries.erase(user_id), None)
 
     async def model(self) -> bytes:
         """Return what is said of the bundle that answers."""
         return self.inquiries.model()
 
     async def _asked(
-        self,
-        kind: Literal["score", "events", "inquiry"],
-        request: ScoreRequest | EventsRequest | Callable[[], bytes],
-        deadline: float | None,
+        self, request: ScoreRequest | EventsRequest | Callable[[], bytes], deadline: float | None
     ) -> bytes:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bytes] = loop.create_future()
-        with self._wake:
-            if self._is_stopping:
-                raise Problem(503, "stopping", detail="this replica is stopping; ask another", retry_after_s=1)
-            self._loop = loop
-            self._waiting.append(_Item(kind, request, future, deadline))
-            self._wake.notify()
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting.put(Item(request, future, deadline))
         return await future
 
     def _run(self) -> None:
+        n_answered, took_s = 0, 0.0
         while True:
-            with self._wake:
-                while not self._waiting and not self._is_stopping:
-                    self._wake.wait(timeout=KEEP_S)
-                    if not self._waiting:
-                        break
-                items = self._taken()
-                if not items and self._is_stopping:
-                    return
-            if items:
-                self._tick(items)
-            if time.monotonic() - self._kept_at > KEEP_S and self._breaker.is_up:
-                self._keep_house()
+            idle_s = KEEP_S if self._breaker.is_up else BREAK_S
+            items = self._waiting.take(idle_s=idle_s, n_answered=n_answered, took_s=took_s)
+            if not items and self._waiting.is_stopping:
+                return
+            began_s = time.monotonic()
+            self._tick(items)
+            n_answered, took_s = len(items), time.monotonic() - began_s
+            # A replica that is not ready is sent no requests: it has to find out by itself that the store is back.
+            is_tried = not self._breaker.is_up and not items and self._breaker.lets_pass
+            if is_tried or (self._breaker.is_up and time.monotonic() - self._kept_at > KEEP_S):
+                self._aside(self._keep_house)
 
-    def _taken(self) -> list[_Item]:
-        """Return what the next tick takes: of each user the first request only, so that they are answered in order."""
-        items: list[_Item] = []
-        later: list[_Item] = []
-        users: set[str] = set()
-        n_events = 0
-        while self._waiting and n_events < MAX_TICK_EVENTS and len(users) < self.ticker.n_users:
-            item = self._waiting.popleft()
-            if isinstance(item.request, EventsRequest):
-                if item.request.user_id in users:
-                    later.append(item)
-                    continue
-                users.add(item.request.user_id)
-            n_events += len(item.request.events) if not callable(item.request) else 1
-            items.append(item)
-        self._waiting.extendleft(reversed(later))
-        return items
-
-    def _tick(self, items: Sequence[_Item]) -> None:
+    def _tick(self, items: Sequence[Item]) -> None:
         now = time.monotonic()
-        begun: list[_Item] = []
+        begun: list[Item] = []
         for item in items:
             if item.deadline is not None and now > item.deadline:
                 late = Problem(503, "deadline", detail="the deadline passed before the work began", retry_after_s=1)
@@ -198,8 +161,8 @@ class Engine:
         if scored:
             self._score(scored)
         self._send()
-        if scored and self._shadow is not None:
-            self._offer(self._shadow, self.holder.current)
+        if scored and self._shadow is not None and not self._waiting and self._breaker.is_up:
+            self._aside(partial(offer, self._shadow, self.holder.current, self.ticker.offered, self.ticker.store))
         for item in begun:
             if callable(item.request):
                 self._answered.append((item.future, self._inquired(item.request)))
@@ -211,7 +174,7 @@ class Engine:
             self._loop.call_soon_threadsafe(_deliver, self._answered)
             self._answered = []
 
-    def _score(self, items: Sequence[_Item]) -> None:
+    def _score(self, items: Sequence[Item]) -> None:
         scores = [item for item in items if isinstance(item.request, ScoreRequest)]
         events = [item for item in items if isinstance(item.request, EventsRequest)]
         try:
@@ -261,23 +224,21 @@ class Engine:
                 _log.exception(pairs("inquiry_failed"))
             return error
 
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Do what nobody waits for."""
+        try:
+            work()
+        except StoreDown:
+            self._breaker.failed()
+        except Exception:  # noqa: BLE001 - as above: without this thread no request is ever answered again
+            _log.exception(pairs("aside_failed"))
+
     def _keep_house(self) -> None:
         self._kept_at = time.monotonic()
-        try:
-            self.ticker.store.prune(self.clock.wall_us())
-            if self._shadow is not None:
-                self._flush_shadow(self._shadow)
-        except StoreDown:
-            self._breaker.failed()
-
-    def _offer(self, shadow: Shadow, served: Served) -> None:
-        """Let the challenger score what was just answered, unless somebody waits."""
-        if self._waiting or not self._breaker.is_up:
-            return
-        try:
-            offer(shadow, served, self.ticker.offered, self.ticker.store)
-        except StoreDown:
-            self._breaker.failed()
+        self.ticker.store.prune(self.clock.wall_us())
+        self._breaker.worked()
+        if self._shadow is not None:
+            self._flush_shadow(self._shadow)
 
     def _flush_shadow(self, shadow: Shadow) -> None:
         rows = shadow.take_rows()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fraud.carry_pool import carry_from_bytes
+from fraud.contexts import context_start
 from fraud.enrich import enrich
 from fraud.exact import exact_logits, sequence_positions
 from fraud.rows import events_of_rows
@@ -19,10 +20,12 @@ from service.answers import instant
 from service.clock import Clock
 from service.context import stored_rows
 from service.counters import LabelState, label_deltas, summed
+from service.journal import DecisionId, parsed_id
 from service.models import ModelHolder, Served
 from service.payloads import ENCODER, EventRecord, json_of, record_of, risk_array
 from service.problems import Problem
 from service.schemas import LabelRequest
+from service.state.erasures import is_erasure
 from service.state.store import (
     CounterDelta,
     LabelledEvent,
@@ -86,14 +89,10 @@ class Inquiries:
 
     def decision(self, decision_id: str) -> bytes:
         """Return the record of a decision: what was answered, of which events, by which model."""
-        shard, number, place = _parsed(decision_id)
-        record = self._store.record(shard, number)
-        if record is None:
-            raise Problem(404, "not_found", detail="there is no decision of this id")
-        if record.payload is None:
-            raise Problem(410, "erased", detail="the user of this decision was erased")
-        tree = json_of(record_of(record.payload))
-        if place is not None and place >= len(tree.get("rows", ())):
+        named = parsed_id(decision_id)
+        payload = None if named is None else self._payload(named)
+        tree = None if payload is None else json_of(record_of(payload))
+        if tree is None or named is None or (named.place is not None and named.place >= len(tree.get("rows", ()))):
             raise Problem(404, "not_found", detail="there is no decision of this id")
         tree["at"] = instant(tree.pop("at_us"))
         return ENCODER.encode({"decision_id": decision_id, **tree})
@@ -166,6 +165,14 @@ class Inquiries:
             }
         )
 
+    def _payload(self, named: DecisionId) -> bytes | None:
+        """Return what is kept of a decision, None where there never was one; raises Problem 410 where it was erased."""
+        record = self._store.record(named.shard, named.number)
+        if record is not None and record.payload is None:
+            raise Problem(410, "erased", detail="the user of this decision was erased")
+        # That of an erasure stands in the chain too, and is no decision.
+        return None if record is None or is_erasure(record.payload) else record.payload
+
     def _labelled(self, request: LabelRequest) -> Sequence[tuple[str, str, StoredEvent]]:
         if request.event_id is not None and request.user_id is not None:
             key = (request.user_id, request.event_id)
@@ -187,13 +194,13 @@ def _scores_now(served: Served, user_id: str, stored: StoredUser) -> list[float 
     risk_OER = risk_array(rows)
     risk = {name: risk_OER[:, e] for e, name in enumerate(scorer.config.fields.entity)}
     position_N = sequence_positions(enriched, scorer.config)
-    half = scorer.config.sessions.max_events // 2
-    # In a sequence whose beginning was dropped, the first block that is here is context alone.
-    is_whole_N = position_N - np.arange(len(rows)) >= 0
-    known_N = (position_N < half) | (np.arange(len(rows)) >= half) | (stored.first_index == 0)
-    known = np.flatnonzero(is_whole_N & known_N if scorer.config.sessions.scope == "session" else known_N)
-    scores = scorer.calibration.scores(exact_logits(scorer.model, enriched, risk, known))
+    # Known again where the context begins at a row that is here, not at one that was dropped before them.
+    n_context_N = position_N - context_start(position_N, scorer.config.sessions.max_events)
+    known = np.flatnonzero(n_context_N <= np.arange(len(rows)))
     listed: list[float | None] = [None] * len(rows)
+    if not len(known):
+        return listed
+    scores = scorer.calibration.scores(exact_logits(scorer.model, enriched, risk, known))
     for place, score in zip(known.tolist(), scores.tolist(), strict=True):
         listed[place] = score
     return listed
@@ -201,18 +208,3 @@ def _scores_now(served: Served, user_id: str, stored: StoredUser) -> list[float 
 
 def _label_id(request: LabelRequest) -> str:
     return hashlib.sha256(ENCODER.encode(request)).hexdigest()[:32]
-
-
-def _parsed(decision_id: str) -> tuple[int, int, int | None]:
-    """Return (shard, number, place of the event in a stateless request) of an id; raises Problem 404."""
-    head, dot, place = decision_id.partition(".")
-    shard, dash, number = head.partition("-")
-    try:
-        if not dash or not decision_id.isascii() or len(decision_id) > 64:
-            raise ValueError
-        numbers = (int(shard, 16), int(number, 16), int(place) if dot else None)
-        if max(numbers[0], numbers[1]) >= 2**63 or min(numbers[0], numbers[1]) < 0:
-            raise ValueError
-        return numbers
-    except ValueError:
-        raise Problem(404, "not_found", detail="there is no decision of this id") from None

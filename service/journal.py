@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from service.state.store import RecordWrite, Store
+
+_DECISION_ID = re.compile(r"([0-9a-f]{1,15})-([0-9a-f]{1,15})(?:\.([0-9]{1,9}))?")
+
+
+class DecisionId(NamedTuple):
+    """Where the record of a decision is. place: of the event in a stateless request; None where the id names none."""
+
+    shard: int
+    number: int
+    place: int | None
+
+
+def parsed_id(decision_id: str) -> DecisionId | None:
+    """Return what an id says, None where it can be nobody's."""
+    found = _DECISION_ID.fullmatch(decision_id)
+    if found is None:
+        return None
+    return DecisionId(int(found[1], 16), int(found[2], 16), None if found[3] is None else int(found[3]))
 
 
 class Journal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import secrets
 import sys
@@ -13,23 +12,18 @@ from datetime import UTC, datetime
 
 from fraud.errors import ConfigError
 from service.audit_command import wall_us
+from service.auth import ROLES, key_hash
 from service.state.opening import STATE_URL, open_existing_store, open_store
 from service.state.store import KeyRow, Store
 
-ROLES = ("scorer", "labeller", "analyst", "admin")
 PREFIX = "frd_"  # by it a scanner finds a key that somebody published
 _SHOWN = 12  # hex digits of a hash: what tells keys apart, and of no use to anyone else
-
-
-def hash_of_key(key: str) -> bytes:
-    """Return what is stored of a key. It holds 256 random bits, so one round of sha256 is enough."""
-    return hashlib.sha256(key.encode()).digest()
 
 
 def add_key(store: Store, role: str) -> str:
     """Return a new key of a role; only its hash is kept."""
     key = PREFIX + secrets.token_urlsafe(32)
-    store.add_key(hash_of_key(key), role)
+    store.add_key(key_hash(key), role)
     return key
 
 
@@ -51,7 +45,7 @@ def keys_command(arguments: Sequence[str]) -> int:
     shared.add_argument("--json", action="store_true")
     parser = argparse.ArgumentParser(prog="fraud keys", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("add", parents=[shared]).add_argument("--role", choices=ROLES, required=True)
+    commands.add_parser("add", parents=[shared]).add_argument("--role", choices=tuple(ROLES), required=True)
     commands.add_parser("list", parents=[shared])
     commands.add_parser("revoke", parents=[shared]).add_argument("key", metavar="KEY")
     options = parser.parse_args(arguments)
@@ -60,7 +54,7 @@ def keys_command(arguments: Sequence[str]) -> int:
     with closing(opened(options.state, now_us=wall_us)) as store:
         if options.command == "add":
             key = add_key(store, options.role)
-            document: Mapping[str, object] = {"key": key, "role": options.role, "id": hash_of_key(key).hex()[:_SHOWN]}
+            document: Mapping[str, object] = {"key": key, "role": options.role, "id": key_hash(key).hex()[:_SHOWN]}
             text = key
             sys.stderr.write("This key is shown once; the store keeps its hash alone.\n")
         elif options.command == "list":

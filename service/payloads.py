@@ -22,7 +22,7 @@ RiskCells = list[list[float | None] | None]  # by entity field; None: nothing wa
 _UNKNOWN_RISK = np.array([np.nan if "days" in name else 0.0 for name in RISK_NAMES])
 
 
-class Reason(msgspec.Struct, frozen=True):
+class Reason(msgspec.Struct, frozen=True, gc=False):
     """One reason for a score; event_index: how many events of the user came before the one it speaks of."""
 
     code: str
@@ -31,7 +31,7 @@ class Reason(msgspec.Struct, frozen=True):
     contribution: float
 
 
-class Warned(msgspec.Struct, frozen=True):
+class Warned(msgspec.Struct, frozen=True, gc=False):
     """What a caller should know of an answer: path names the field."""
 
     code: str
@@ -39,7 +39,7 @@ class Warned(msgspec.Struct, frozen=True):
     text: str
 
 
-class ModelName(msgspec.Struct, frozen=True):
+class ModelName(msgspec.Struct, frozen=True, gc=False):
     """Which bundle answered."""
 
     name: str

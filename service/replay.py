@@ -22,7 +22,9 @@ from fraud.manifest import MANIFEST
 from fraud.rows import EventRow
 from fraud.scoring import NO_DECISION, enrich_spec
 from service.answers import Answer
+from service.journal import parsed_id
 from service.payloads import EventRecord, RiskCells, ScoreRecord, StoredRow, record_of, risk_array, rows_from_bytes
+from service.state.erasures import is_erasure
 from service.state.store import Store
 
 _ANSWER = msgspec.json.Decoder(Answer)
@@ -61,14 +63,13 @@ class Bundles:
 
 def replay(decision_id: str, store: Store, bundles: Bundles) -> Replayed:
     """Return how a decision compares with the same scored again."""
-    head, _, _ = decision_id.partition(".")
-    try:
-        shard, number = (int(part, 16) for part in head.split("-"))
-    except ValueError:
-        raise ConfigError(f"{decision_id!r}: expected a decision_id as answered, such as 1-2a") from None
-    stored = store.record(shard, number)
-    if stored is None or stored.payload is None:
-        return Replayed(decision_id, "unknown" if stored is None else "erased", "", (), (), (), ())
+    named = parsed_id(decision_id)
+    if named is None:
+        raise ConfigError(f"{decision_id!r}: expected a decision_id as answered, such as 1-2a")
+    stored = store.record(named.shard, named.number)
+    if stored is None or stored.payload is None or is_erasure(stored.payload):
+        verdict = "unknown" if stored is None or stored.payload is not None else "erased"
+        return Replayed(decision_id, verdict, "", (), (), (), ())
     record = record_of(stored.payload)
     bundle = bundles.of(record.model.sha256)
     if isinstance(record, ScoreRecord):

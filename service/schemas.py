@@ -154,9 +154,12 @@ class Schema:
             return None
         if tuple(sorted(set(given) - {"source"})) not in LABEL_SUBJECTS:
             return None
-        known_us = self._times.time_us(found.known_at) if isinstance(found.known_at, str) else now_us
-        if not isinstance(known_us, int) or not EARLIEST_US <= known_us <= now_us + AHEAD_US:
-            return None
+        known_us: object = 0  # known when it arrives, which is later
+        if isinstance(found.known_at, str):
+            known_us = self._times.time_us(found.known_at)
+            if not isinstance(known_us, int) or not EARLIEST_US <= known_us <= now_us + AHEAD_US:
+                return None
+        assert isinstance(known_us, int)  # either way
         return LabelRequest(
             given.get("user_id"), given.get("event_id"), given.get("session_id"), int(found.label), known_us,
             given.get("source", "unknown"),

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 
 from fraud.errors import ConfigError, FraudError
 from service.app import create_app
-from service.auth import Keys, check_host
+from service.auth import Keys, check_host, is_loopback
 from service.clock import Clock
 from service.engine import Engine
 from service.follow import Follower
@@ -30,7 +30,7 @@ from service.limits import Limits, Load
 from service.logs import configure_logs, pairs
 from service.memory import give_back_memory
 from service.metrics import Metrics
-from service.models import ModelHolder, RefusedBundle, bundle_directory
+from service.models import ModelHolder, RefusedBundle, bundle_directory, state_of
 from service.schemas import schema_of
 from service.server import listen, server_of
 from service.shadow import Shadow
@@ -41,6 +41,9 @@ from service.ticks import Ticker
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
 _KEYS_S = 5.0  # how soon a key that was added or revoked is known
+_NOBODY: dict[bytes, str] = {
+    bytes(32): "scorer"
+}  # where others can ask: after the last key was revoked none may, rather than all
 Waited = TypeVar("Waited")
 
 
@@ -74,8 +77,13 @@ def serve(options: ServeOptions) -> int:
 
 def _serve_one(options: ServeOptions) -> int:
     clock = Clock(options.clock)
-    store = _waited(lambda: open_store(options.state, now_us=clock.wall_us, timeout_s=options.state_timeout_s), options)
-    keys = Keys(_roles(store))
+    # A store that is refused with words (its URL, its version) would be refused a minute later too.
+    store = _waited(
+        lambda: open_store(options.state, now_us=clock.wall_us, timeout_s=options.state_timeout_s),
+        options,
+        (StoreDown,),
+    )
+    keys = Keys(store.keys())
     check_host(options.host, keys)
     held = store.state_hash()
     holder = _waited(
@@ -85,8 +93,9 @@ def _serve_one(options: ServeOptions) -> int:
             schema_of=lambda config: schema_of(config, max_events=options.limits.events),
         ),
         options,
+        (ConfigError, RefusedBundle),
     )
-    store.set_state_hash(holder.current.bundle.manifest.state_hash)
+    store.set_state_hash(state_of(holder.current.bundle.scorer.config))
     challenger = None if options.shadow is None else holder.load(bundle_directory(options.shadow))
     shadow: Shadow | None = None
     ticker = Ticker(store, n_users=options.users, now_us=clock.wall_us)
@@ -108,6 +117,7 @@ def _serve_one(options: ServeOptions) -> int:
     # What was made so far lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a tick makes thousands of short-lived tuples, and no cycle
     give_back_memory()
     sys.setswitchinterval(0.001)  # the loop and the ticks take turns; 5 ms is a long time to wait for the other
     host, port = listening.getsockname()[:2]
@@ -130,13 +140,13 @@ def _announce(url: str, holder: ModelHolder, options: ServeOptions) -> None:
     _log.info(pairs("serving", url=url, model=holder.current.name, version=holder.current.version, state=state))
 
 
-def _waited(work: Callable[[], Waited], options: ServeOptions) -> Waited:
+def _waited(work: Callable[[], Waited], options: ServeOptions, retried: tuple[type[Exception], ...]) -> Waited:
     """Return what `work` returns, tried again until it does or the time is up: others start beside this one."""
     until = time.monotonic() + options.wait_s
     while True:
         try:
             return work()
-        except (StoreDown, ConfigError, RefusedBundle) as error:
+        except retried as error:
             is_final = isinstance(error, RefusedBundle) and error.code != "bad_bundle"
             if is_final or time.monotonic() >= until:
                 if isinstance(error, FraudError):
@@ -146,10 +156,6 @@ def _waited(work: Callable[[], Waited], options: ServeOptions) -> Waited:
             time.sleep(_RETRY_S)
 
 
-def _roles(store: Store) -> dict[str, str]:
-    return {known.hex(): role for known, role in store.keys().items()}
-
-
 def _watch_keys(options: ServeOptions, keys: Keys, ends: threading.Event) -> None:
     """Take note of keys that are added and revoked while the service runs, through a connection of its own."""
     store: Store | None = None
@@ -157,9 +163,8 @@ def _watch_keys(options: ServeOptions, keys: Keys, ends: threading.Event) -> Non
         try:
             if store is None:
                 store = open_store(options.state, now_us=Clock("wall").wall_us, timeout_s=options.state_timeout_s)
-            roles = _roles(store)
-            if roles or options.host in ("127.0.0.1", "::1", "localhost"):
-                keys.replace(roles)
+            roles = store.keys()
+            keys.replace(roles if roles or is_loopback(options.host) else _NOBODY)
         except (StoreDown, ConfigError) as error:
             _log.warning(pairs("keys_not_read", reason=error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import lt
 
@@ -15,7 +16,7 @@ from fraud.rows import EventRow, sort_key
 from service.answers import Answer, EventLine, instant
 from service.journal import Journal
 from service.models import Served
-from service.payloads import ENCODER, Reason, ScoreRecord, risk_cells
+from service.payloads import ENCODER, Reason, ScoreRecord, Warned, risk_cells
 from service.schemas import ScoreRequest
 from service.telling import carry_of, knows_all, model_name, reasons_at, risk_of_part, rule_at, warnings_of
 
@@ -23,11 +24,15 @@ _NAMES = (*DECISIONS, None)  # NO_DECISION is -1, the last
 
 
 def score_requests(
-    served: Served, requests: Sequence[ScoreRequest], tables: Mapping[str, EntityTable], journal: Journal | None
+    served: Served,
+    requests: Sequence[ScoreRequest],
+    tables: Mapping[str, EntityTable],
+    journal: Journal | None,
+    counts: Counter[str],
 ) -> tuple[list[bytes], LiveScores | None]:
     """Return the answer to each request and what was scored (None: nothing); the records are added to the journal.
 
-    Without a journal the answers are degraded: nothing of them is kept.
+    Without a journal the answers are degraded: nothing of them is kept. counts: to which values nobody knows are added.
     """
     if not requests:
         return [], None
@@ -63,6 +68,14 @@ def score_requests(
             )
             for i, (row, score, decision) in enumerate(zip(rows, score_N[first:last], decisions, strict=True))
         ]
+        warnings: list[Warned] = []
+        if not knows_all(served, rows):
+            warnings = [
+                msgspec.structs.replace(warned, path=f"events.{at}.{warned.path}")
+                for row, at in zip(rows, order, strict=True)
+                for warned in warnings_of(served, row)
+            ]
+            counts["unknown_values"] += len(warnings)
         answer = ENCODER.encode(
             Answer(
                 decision_id=decision_id,
@@ -73,13 +86,7 @@ def score_requests(
                 events=lines,
                 model=model,
                 policy_version=served.policy_version,
-                warnings=[]
-                if knows_all(served, rows)
-                else [
-                    msgspec.structs.replace(warned, path=f"events.{at}.{warned.path}")
-                    for row, at in zip(rows, order, strict=True)
-                    for warned in warnings_of(served, row)
-                ],
+                warnings=warnings,
                 degraded=journal is None,
             )
         )

@@ -68,7 +68,7 @@ class Ticker:
                 stateless = scores if attempt == 0 else ()
                 found = self.store.read(self._wanted(served, memory, stateless, list(waiting.values())))
                 tables = entity_tables_of(served.bundle.scorer.config.fields.entity, found.counters)
-                answers, whole = score_requests(served, stateless, tables, journal)
+                answers, whole = score_requests(served, stateless, tables, journal, self.counts)
                 score_outcomes.extend(answers)
                 turns = self._turns(served, memory, waiting, found, event_outcomes)
                 places = list(turns)
@@ -108,7 +108,7 @@ class Ticker:
         """Return degraded answers: scored from the request alone, neither remembered nor recorded."""
         self.counts["degraded"] += len(requests)
         tables = entity_tables_of(served.bundle.scorer.config.fields.entity, [])
-        answers, _ = score_requests(served, requests, tables, None)
+        answers, _ = score_requests(served, requests, tables, None, self.counts)
         return list(answers)
 
     @property
@@ -225,6 +225,8 @@ class Ticker:
         else:
             known.newest = sort_key(one.turn.fresh[-1], by_id=by_id)
         known.rows = one.kept if known.rows is not None else None
+        if len(known.rows or ()) > 2 * memory.live.scorer.config.sessions.max_events:
+            memory.forget(one.turn.user_id)  # what a large request left is rolled away from the store, not kept here
         self.counts["events"] += len(one.turn.new)
         self.counts["late"] += one.turn.late
         for answer in one.answers.values():

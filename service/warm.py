@@ -26,6 +26,7 @@ from fraud.live import kept_from, risk_of_rows
 from fraud.rows import EventRow, rows_of_events
 from fraud.scoring import enrich_spec
 from service.counters import LabelState, label_hours, summed
+from service.models import state_of
 from service.payloads import StoredRow, risk_cells, rows_to_bytes
 from service.state.store import (
     KEEP_EVENTS_US,
@@ -80,7 +81,7 @@ def warm(
     from fraud.tables import tables_of
 
     config = _log_config(bundle_config, events, labels_from)
-    made_for = state_hash(bundle_config)
+    made_for = state_of(bundle_config)
     if (held := store.state_hash()) not in (None, made_for):
         raise ConfigError(
             f"--state: the store holds the state {str(held)[:12]}, the bundle reads {made_for[:12]} ([log], [fields] "
@@ -97,7 +98,10 @@ def warm(
             order = [None] * len(chunk.events)
             if "order" in chunk.table.column_names:
                 order = chunk.table["order"].take(chunk.events.row).to_pylist()
-            users = _Users(found.enriched, found.labels, chunk.event_ids.to_pylist(), order)
+            ids = chunk.event_ids.to_pylist()
+            if config.log.event_id is None:
+                ids = [f"row:{row}" for row in ids]  # a number of a row must not pass for an id that a client sends
+            users = _Users(found.enriched, found.labels, ids, order)
             for writes in _writes(users, bundle_config, tables, newest_us=newest_us, now_us=now_us()):
                 lost = store.write(Tick(tuple(writes), (), ()))
                 n_there += len(lost)

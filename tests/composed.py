@@ -46,7 +46,7 @@ class Stack:
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """Return what a command of Compose wrote to stdout."""
-        self.say("$ docker compose " + " ".join(arguments).replace("\n", "; "))
+        self.say(f"$ docker compose {' '.join(arguments)[:100].splitlines()[0]}")
         return self._run((*self._compose, "-p", _PROJECT, *arguments), timeout_s=timeout_s)
 
     def run(self, service: str, *arguments: str, entrypoint: str | None = None) -> str:

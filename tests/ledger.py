@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self) -> None:
         self.sent: dict[Key, dict[str, Any]] = {}
         self.acknowledged: dict[Key, Line] = {}
-        self.contradictions: list[Key] = []  # answered twice, differently
+        self.contradictions: list[Key] = []  # answered twice, differently, or with other events
         self._lock = threading.Lock()
 
     def note_sent(self, document: Any) -> None:
@@ -43,11 +43,15 @@ class Ledger:
             for event in document["events"]:
                 self.sent[document["user_id"], event["event_id"]] = event
 
-    def note_answer(self, user_id: str, answer: Any) -> None:
-        """Note an answer with status 200; one that is degraded acknowledges nothing."""
+    def note_answer(self, request: Any, answer: Any) -> None:
+        """Note an answer with status 200 to a request; one that is degraded acknowledges nothing."""
         if answer["degraded"]:
             return
+        user_id, sent = request["user_id"], {event["event_id"] for event in request["events"]}
         with self._lock:
+            if {line["event_id"] for line in answer["events"]} != sent:
+                self.contradictions.append((user_id, f"expected {sorted(sent)}, was answered {answer['events']}"))
+                return
             for line in answer["events"]:
                 key = (user_id, line["event_id"])
                 if self.acknowledged.setdefault(key, line) != line:
@@ -69,7 +73,7 @@ class Ledger:
         for request in self.requests():
             answer = caller.ask_again("POST", "/v1/events", request)
             assert answer.status == 200, answer
-            self.note_answer(request["user_id"], answer.json)
+            self.note_answer(request, answer.json)
 
     def faults(self, state: str) -> Faults:
         """Return what of this a store contradicts; a service may be writing to it meanwhile."""

@@ -139,7 +139,7 @@ class Sender:
         self.counts[answer.status] += 1
         if answer.status == 200:
             told = answer.json
-            self._ledger.note_answer(request["user_id"], told)
+            self._ledger.note_answer(request, told)
             self.counts["degraded"] += told["degraded"]
             is_done = not told["degraded"]
         else:

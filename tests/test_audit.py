@@ -19,8 +19,9 @@ import pytest
 from fraud.errors import ConfigError
 from service.audit import Verdict, verify, words
 from service.audit_command import audit_command
+from service.auth import key_hash
 from service.heads import Head, Heads, read_heads, write_heads
-from service.keys import hash_of_key, keys_command
+from service.keys import keys_command
 from service.state.chain import link_hash, record_id
 from service.state.erasures import erasure_payload
 from service.state.opening import open_existing_store, open_store
@@ -428,7 +429,7 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path, capsys: p
     assert keys_command(["add", *state, "--role", "admin", "--json"]) == 0
     other = json.loads(capsys.readouterr().out)
     with closing(open_existing_store(state[1], now_us=_now_us)) as store:
-        assert store.keys() == {hash_of_key(key): "scorer", hash_of_key(other["key"]): "admin"}
+        assert store.keys() == {key_hash(key): "scorer", key_hash(other["key"]): "admin"}
     assert key.encode() not in (tmp_path / "state.db").read_bytes()
     assert keys_command(["list", *state]) == 0
     listed = capsys.readouterr().out

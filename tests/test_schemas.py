@@ -357,8 +357,8 @@ def test_a_bad_batch_is_refused_as_a_whole(raw: bytes, path: str, code: str) -> 
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"user_id": "u", "event_id": "e", "label": 1}, LabelRequest("u", "e", None, 1, NOW_US, "unknown")),
-        ({"user_id": "u", "label": False, "source": "s"}, LabelRequest("u", None, None, 0, NOW_US, "s")),
+        ({"user_id": "u", "event_id": "e", "label": 1}, LabelRequest("u", "e", None, 1, 0, "unknown")),
+        ({"user_id": "u", "label": False, "source": "s"}, LabelRequest("u", None, None, 0, 0, "s")),
         ({"session_id": "u@5", "label": 0, "known_at": TS}, LabelRequest(None, None, "u@5", 0, TS_US, "unknown")),
     ],
 )

@@ -37,6 +37,7 @@ from service.models import (
     RefusedBundle,
     bundle_directory,
     percentile,
+    state_of,
 )
 from service.schemas import Schema, schema_of
 from tests.tampered import copied, tampered, with_manifest
@@ -117,13 +118,13 @@ def test_a_bundle_for_another_state_needs_warm(trained: Trained) -> None:
     assert "fraud warm" in outcome.reason
     assert holder.current is before
     with pytest.raises(RefusedBundle, match="fraud warm") as refused:
-        _holder(trained.plain, state_hash=before.bundle.manifest.state_hash)
+        _holder(trained.plain, state_hash=state_of(before.bundle.scorer.config))
     assert refused.value.code == NEEDS_WARM
 
 
 def test_the_first_bundle_decides_what_a_new_store_holds(trained: Trained) -> None:
     holder = _holder(trained.plain)
-    assert holder.state_hash == holder.current.bundle.manifest.state_hash
+    assert holder.state_hash == state_of(holder.current.bundle.scorer.config)
     assert holder.try_swap(trained.folder / "lstm").code == NEEDS_WARM
 
 

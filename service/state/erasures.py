@@ -32,9 +32,14 @@ def erasure_payload(records: Iterable[tuple[int, int]], *, stored_us: int) -> by
     return ERASURE_MARK + msgspec.json.encode(Erasure(stored_us, numbers))
 
 
+def is_erasure(payload: bytes | None) -> bool:
+    """Return True for the payload of an erasure, which is no answer."""
+    return payload is not None and payload.startswith(ERASURE_MARK)
+
+
 def erased_numbers(payload: bytes) -> Mapping[int, list[int]] | None:
     """Return the erased numbers by shard, if this is the payload of an erasure; None for any other."""
-    if not payload.startswith(ERASURE_MARK):
+    if not is_erasure(payload):
         return None
     try:
         erasure = _decoder.decode(payload[len(ERASURE_MARK) :])

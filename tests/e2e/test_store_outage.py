@@ -129,7 +129,7 @@ def _probed(load: _Load, caller: Caller, user: str) -> Answer:
     load.ledger.note_sent(request)
     answer = caller.ask("POST", "/v1/events", request)
     if answer.status == 200:
-        load.ledger.note_answer(user, answer.json)
+        load.ledger.note_answer(request, answer.json)
     return answer
 
 
@@ -192,5 +192,5 @@ def test_a_database_that_does_not_answer_in_time_loses_nothing(
                     database.resume()
                 assert _normal_after_s(load) < _NORMAL_AGAIN_S
                 time.sleep(0.3)
-                load.check()
+            load.check()
             assert len(load.ledger.acknowledged) > 50
