@@ -40,6 +40,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
  && mkdir /bundles /state \
  && chown fraud:fraud /bundles /state
 COPY --from=service-environment /opt/fraud /opt/fraud
+# Without pip's configuration, whatever it is here: all that this installs lies in the image.
 COPY --from=wheel /wheels /opt/fraud/wheels
 RUN PIP_CONFIG_FILE=/dev/null pip --python /opt/fraud/bin/python install \
     --no-cache-dir --no-index --no-deps --force-reinstall /opt/fraud/wheels/fraud-*.whl

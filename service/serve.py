@@ -85,15 +85,14 @@ def _serve_one(options: ServeOptions) -> int:
     )
     keys = Keys(store.keys())
     check_host(options.host, keys)
-    held = store.state_hash()
     holder = _waited(
         lambda: ModelHolder(
             bundle_directory(options.path),
-            state_hash=held,
+            state_hash=store.state_hash(),  # `fraud warm` may be at it
             schema_of=lambda config: schema_of(config, max_events=options.limits.events),
         ),
         options,
-        (ConfigError, RefusedBundle),
+        (ConfigError, RefusedBundle, StoreDown),
     )
     store.set_state_hash(state_of(holder.current.bundle.scorer.config))
     challenger = None if options.shadow is None else holder.load(bundle_directory(options.shadow))
@@ -142,7 +141,7 @@ def _announce(url: str, holder: ModelHolder, options: ServeOptions) -> None:
 
 def _waited(work: Callable[[], Waited], options: ServeOptions, retried: tuple[type[Exception], ...]) -> Waited:
     """Return what `work` returns, tried again until it does or the time is up: others start beside this one."""
-    until = time.monotonic() + options.wait_s
+    until, told = time.monotonic() + options.wait_s, ""
     while True:
         try:
             return work()
@@ -152,7 +151,9 @@ def _waited(work: Callable[[], Waited], options: ServeOptions, retried: tuple[ty
                 if isinstance(error, FraudError):
                     raise
                 raise ConfigError(f"--state: {error}") from None
-            _log.info(pairs("waiting", reason=error))
+            if str(error) != told:
+                told = str(error)
+                _log.info(pairs("waiting", reason=told))
             time.sleep(_RETRY_S)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from service.problems import Problem
 from service.schemas import EventsRequest, ScoreRequest
 
-MAX_TICK_EVENTS = 4000  # events of one tick: what bounds how long it lasts
+MAX_TICK_EVENTS = 1000  # events of one tick: what bounds how long it lasts; larger ones cost no less a request
 _LINGER, _LINGER_S = 0.25, 0.001  # how long a tick waits for those just answered: a share of the last one, at most
 _NEVER = 1 << 60
 

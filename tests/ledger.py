@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from service.audit import Broken, verify
@@ -19,7 +23,7 @@ _AT_ONCE = 500
 
 class Faults(NamedTuple):
     """What is wrong. lost: acknowledged, not in the store; changed: there with another answer; twice: with two records;
-    unsent: there, and nobody sent it; broken: what an audit of the chains finds."""
+    unsent: there, and nobody sent it, or it was refused; broken: what an audit of the chains finds."""
 
     lost: list[Key]
     changed: list[Key]
@@ -32,8 +36,11 @@ class Ledger:
     """Every event that was sent, and every answer that came. Several threads may write."""
 
     def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.earliest = datetime.now(UTC) - timedelta(days=25)  # of the events: none may be in the future
         self.sent: dict[Key, dict[str, Any]] = {}
         self.acknowledged: dict[Key, Line] = {}
+        self.refused: set[Key] = set()  # for good
         self.contradictions: list[Key] = []  # answered twice, differently, or with other events
         self._lock = threading.Lock()
 
@@ -42,6 +49,11 @@ class Ledger:
         with self._lock:
             for event in document["events"]:
                 self.sent[document["user_id"], event["event_id"]] = event
+
+    def note_refused(self, request: Any) -> None:
+        """Note a request that was not taken, and never will be."""
+        with self._lock:
+            self.refused |= {(request["user_id"], event["event_id"]) for event in request["events"]}
 
     def note_answer(self, request: Any, answer: Any) -> None:
         """Note an answer with status 200 to a request; one that is degraded acknowledges nothing."""
@@ -82,12 +94,12 @@ class Ledger:
         store = open_existing_store(state, now_us=lambda: 0, timeout_s=10)
         try:
             found = _stored_answers(store, list(acknowledged))
-            n_records = _n_records(store)
+            n_records = Counter((record.user_id, record.row.event_id or "") for record in event_records(store))
             return Faults(
                 lost=[key for key in acknowledged if key not in found],
                 changed=[key for key, line in acknowledged.items() if key in found and not _says(found[key], line)],
                 twice=[key for key, n in n_records.items() if n > 1],
-                unsent=[key for key in n_records if key not in self.sent],
+                unsent=[key for key in n_records if key not in self.sent or key in self.refused],
                 broken=verify(store, {}).broken,
             )
         finally:
@@ -114,9 +126,8 @@ def _stored_answers(store: SqlStore, keys: list[Key]) -> dict[Key, EventRecord]:
     return records
 
 
-def _n_records(store: SqlStore) -> dict[Key, int]:
-    """Return how many records there are of each event, in all chains."""
-    n_records: dict[Key, int] = {}
+def event_records(store: SqlStore) -> Iterator[EventRecord]:
+    """Yield the record of each answered event, chain by chain."""
     for head in store.shard_heads():
         after = 0
         while links := store.chain(head.shard, after, _AT_ONCE):
@@ -124,6 +135,4 @@ def _n_records(store: SqlStore) -> dict[Key, int]:
             for link in links:
                 record = None if link.payload is None else record_of(link.payload)
                 if isinstance(record, EventRecord):
-                    key = (record.user_id, record.row.event_id or "")
-                    n_records[key] = n_records.get(key, 0) + 1
-    return n_records
+                    yield record

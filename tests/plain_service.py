@@ -49,7 +49,7 @@ class PlainService:
         if first and new and _key(new[0].row) < _key(kept[first].row):
             return [], "too_late"
         if new and (not kept or _key(new[0].row) > _key(kept[-1].row)):
-            self.first[user] = max(first, int(context_start(np.array([len(kept)]), self.config.sessions.max_events)[0]))
+            self.first[user] = max(first, self._start(len(kept)))
         self.kept[user] = sorted([*kept, *new], key=lambda one: _key(one.row))
         self._seen += new
         return new, ""
@@ -74,8 +74,10 @@ class PlainService:
 
     def has_context(self, user: str, index: int) -> bool:
         """Return whether all that the score of an event comes from is stored."""
-        start = context_start(np.array([index]), self.config.sessions.max_events)[0]
-        return bool(start >= self.first.get(user, 0))
+        return self._start(index) >= self.first.get(user, 0)
+
+    def _start(self, index: int) -> int:
+        return int(context_start(np.array([index]), self.config.sessions.max_events)[0])
 
     def label(self, labelled: Sequence[Kept], label: int, known_us: int) -> None:
         """Take a label that became known."""

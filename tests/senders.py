@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.ledger import Ledger
@@ -15,7 +15,8 @@ from tests.serving import BUSY, Answer, Caller, HasPort, Unanswered
 
 _TYPES = ("login", "view_account", "add_payee", "transfer_out", "receive_transfer", "change_device")
 _REPEATED = 0.3
-_EARLIEST = timedelta(days=25)  # before now: no event may be in the future
+_OF_SHARED = 0.25  # of the requests, where a sender has users of its own too
+_FASTER = 2000  # a day passes in 43 s for the users that senders share: so their sessions end
 _PAUSE_S = 0.02
 
 
@@ -35,7 +36,7 @@ class Sender:
         self._callers = [Caller(server), Caller(server)]
         self._users = [f"{name}-{n}" for n in range(n_users)]
         self._shared = list(shared)
-        self._now = dict.fromkeys(self._users, datetime.now(UTC) - _EARLIEST)
+        self._now = dict.fromkeys(self._users, ledger.earliest)
         self._n_sent = 0
         self._owed: list[dict[str, Any]] = []  # sent, and not answered yet
         self._before: list[dict[str, Any]] = []  # answered, some of which are sent again
@@ -86,9 +87,11 @@ class Sender:
             self._noted(self._again(), None)
 
     def _request(self) -> dict[str, Any]:
-        if self._shared and self._random.random() < 0.25:
-            # Of several senders in any order: late ones are put in their place.
-            return self._with_events(self._random.choice(self._shared), datetime.now(UTC) - timedelta(hours=1), 1)
+        if not self._users or (self._shared and self._random.random() < _OF_SHARED):
+            # Several senders tell of it in any order: late ones are put in their place.
+            passed = timedelta(seconds=time.monotonic() - self._ledger.began) * _FASTER
+            n_events = self._random.choice((1, 1, 2))
+            return self._with_events(self._random.choice(self._shared), self._ledger.earliest + passed, n_events)
         user = self._random.choice(self._users)
         self._now[user] += timedelta(seconds=self._random.choice((1, 20, 300, 2500)))
         return self._with_events(user, self._now[user], self._random.choice((1, 1, 1, 3)))
@@ -152,3 +155,5 @@ class Sender:
             self._owed.remove(request)
             if answer.status == 200:
                 self._before.append(request)
+            else:
+                self._ledger.note_refused(request)

@@ -31,11 +31,11 @@ from service.client import FraudClient
 from service.counters import entity_tables_of
 from service.engine import Engine
 from service.keys import add_key, revoke_key
-from service.models import Served
+from service.models import Served, state_of
 from service.problems import Problem
 from service.replay import Bundles, replay
 from service.state.opening import open_store
-from service.state.store import StoreDown
+from service.state.store import StoreDown, Wanted
 from service.warm import warm
 from tests.in_process import InProcess
 from tests.replaying import Json, Post

@@ -65,7 +65,12 @@ def connect(url: str, *, timeout_s: float) -> BoundedConnection:
     """Return a connection with its settings; raises psycopg.Error where there is none to be had."""
     # libpq counts whole seconds, two at least.
     connection = BoundedConnection.connect(
-        url, autocommit=True, prepare_threshold=2, connect_timeout=max(2, round(timeout_s)), application_name="fraud"
+        url,
+        autocommit=True,
+        prepare_threshold=2,
+        connect_timeout=max(2, round(timeout_s)),
+        application_name="fraud",
+        client_encoding="utf8",  # a server without a locale sends text as bytes of any kind otherwise
     )
     try:
         connection.deadline = monotonic() + timeout_s
