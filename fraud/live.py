@@ -232,6 +232,12 @@ def _scores(
     )
 
 
+def explained_rows(scorer: Scorer, scores: LiveScores, rows_R: IntArray) -> list[tuple[Reason, ...]]:
+    """Return the reasons for the scores of some rows of a tick (increasing), whose whole contexts are in it."""
+    enriched = scores.enriched
+    return reasons(enriched, explain_known(scorer, enriched, scores.before, scores.risk, rows_R))
+
+
 def explained(
     scorer: Scorer, user_id: str, rows: Sequence[EventRow], before: Carry, risk: Risk, wanted: IntArray
 ) -> list[tuple[Reason, ...]]:

@@ -22,10 +22,11 @@ class Exchange:
     """scope: of the ASGI call; None where a problem is the answer, whatever was asked.
 
     keep_alive: False closes the connection after the answer. n_held_bytes: what its body counts for among all bodies.
+    is_in_flight: it counts among the requests that are being answered.
     """
 
     __slots__ = ("_finish", "_is_body_given", "_left", "_parts", "_status", "body", "headers", "is_complete",
-                 "keep_alive", "n_held_bytes", "problem", "scope")  # fmt: skip
+                 "is_in_flight", "keep_alive", "n_held_bytes", "problem", "scope")  # fmt: skip
 
     def __init__(
         self, scope: Message | None, finish: Callable[[Exchange, list[bytes]], None], problem: Problem | None
@@ -36,6 +37,7 @@ class Exchange:
         self.n_held_bytes = 0
         self.keep_alive = True
         self.is_complete = False
+        self.is_in_flight = False
         self.headers: list[tuple[bytes, bytes]] = []
         self._finish = finish
         self._is_body_given = False

@@ -35,6 +35,7 @@ from service.limits import Limits, Load
 from service.logs import pairs
 from service.metrics import Metrics
 from service.problems import Problem
+from service.shedding import is_whole_post, refusal
 
 _SLICE = 8192  # what is parsed at once; a connection may have sent a hundred requests ahead
 _LINGER_S = 1.0  # a client that is still sending would lose the answer if the socket closed under it
@@ -125,6 +126,8 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         elif self._unparsed:
             self._unparsed += data
+        elif self._load.in_flight >= self._limits.in_flight and self._is_between_requests and is_whole_post(data):
+            self._turn_away()
         else:
             self._feed(data)
 
@@ -164,6 +167,20 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(until - now, self._check_time)
 
     # Bytes to requests.
+
+    @property
+    def _is_between_requests(self) -> bool:
+        """Return True where nothing is being read or answered, and the reader has taken what was."""
+        is_free = self._current is None and self._reading is None and not self._waiting and not self._is_in_headers
+        return is_free and self._write_due == math.inf and not self._is_stopping
+
+    def _turn_away(self) -> None:
+        """Refuse a request unread; the connection goes on."""
+        assert self._transport is not None
+        self._metrics.refused("overloaded")
+        self._transport.write(refusal(self._server_state.default_headers))
+        self._server_state.total_requests += 1
+        self._due = self._loop.time() + self._limits.idle_s
 
     def _feed(self, data: bytes) -> None:
         for start in range(0, len(data), _SLICE):
@@ -346,13 +363,14 @@ class Connection(asyncio.Protocol):
 
     def _start(self, exchange: Exchange, scope: Message) -> None:
         self._load.in_flight += 1
+        exchange.is_in_flight = True
         # Any ASGI application; uvicorn's type of it has typed messages.
         task = self._loop.create_task(self._app(scope, exchange.receive, exchange.send))  # type: ignore[arg-type]
         self._server_state.tasks.add(task)  # uvicorn waits for these before it ends
         task.add_done_callback(partial(self._task_done, exchange))
 
     def _task_done(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
-        self._load.in_flight -= 1
+        self._land(exchange)
         self._server_state.tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
@@ -364,6 +382,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, exchange: Exchange, lines: list[bytes]) -> None:
         """Write a complete answer and go on with what waits."""
         self._release(exchange)
+        self._land(exchange)  # not when its task ends: the client may have sent the next request by then
         self._current = None
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -410,6 +429,10 @@ class Connection(asyncio.Protocol):
         if self._is_counted:
             self._is_counted = False
             self._load.connections -= 1
+
+    def _land(self, exchange: Exchange) -> None:
+        self._load.in_flight -= exchange.is_in_flight
+        exchange.is_in_flight = False
 
     def _release(self, exchange: Exchange) -> None:
         self._load.buffered_bytes -= exchange.n_held_bytes

@@ -28,7 +28,7 @@ from service.follow import Follower
 from service.gauges import Gauges
 from service.limits import Limits, Load
 from service.logs import configure_logs, pairs
-from service.memory import give_back_memory
+from service.memory import give_back_large_blocks, give_back_memory
 from service.metrics import Metrics
 from service.models import ModelHolder, RefusedBundle, bundle_directory, state_of
 from service.schemas import schema_of
@@ -76,6 +76,7 @@ def serve(options: ServeOptions) -> int:
 
 
 def _serve_one(options: ServeOptions) -> int:
+    give_back_large_blocks()
     clock = Clock(options.clock)
     # A store that is refused with words (its URL, its version) would be refused a minute later too.
     store = _waited(

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fraud.errors import ConfigError
 from service.limits import Limits, Load
@@ -52,7 +54,7 @@ class Server(uvicorn.Server):
 def server_of(app: FastAPI, *, limits: Limits, load: Load, metrics: Metrics) -> Server:
     """Return the server of an application; `Server.run(sockets=[listen(...)])` serves until a signal comes."""
     config = uvicorn.Config(
-        app,
+        _short_cut(app),
         loop="uvloop",
         http=cast(Any, protocol_of(limits, load, metrics)),  # Any: uvicorn expects a class, and calls it alone
         ws="none",
@@ -64,6 +66,25 @@ def server_of(app: FastAPI, *, limits: Limits, load: Load, metrics: Metrics) -> 
         timeout_graceful_shutdown=int(limits.grace_s),
     )
     return Server(config, load)
+
+
+def _short_cut(app: FastAPI) -> ASGIApp:
+    """Return the application with the POST routes asked first.
+
+    The framework's middlewares and its search for the route cost a quarter of an echo (28 us), and these routes need
+    none of it: each answers every error itself.
+    """
+    posts: dict[str, ASGIApp] = {
+        route.path: route.app
+        for route in app.router.routes
+        if isinstance(route, Route) and route.methods == {"POST"} and not route.param_convertors
+    }
+
+    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
+        route = posts.get(scope["path"]) if scope["method"] == "POST" else None
+        await (app if route is None else route)(scope, receive, send)
+
+    return asked
 
 
 def listen(host: str, port: int, *, is_shared: bool) -> socket.socket:

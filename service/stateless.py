@@ -18,7 +18,7 @@ from service.journal import Journal
 from service.models import Served
 from service.payloads import ENCODER, Reason, ScoreRecord, Warned, risk_cells
 from service.schemas import ScoreRequest
-from service.telling import carry_of, knows_all, model_name, reasons_at, risk_of_part, rule_at, warnings_of
+from service.telling import knows_all, model_name, reasons_of, rule_at, warnings_of
 
 _NAMES = (*DECISIONS, None)  # NO_DECISION is -1, the last
 
@@ -44,18 +44,18 @@ def score_requests(
     starts = scores.enriched.events.user_starts.tolist()
     score_N, decision_N = scores.score_R.tolist(), scores.decision_R.tolist()
     cells_N = risk_cells(scores.risk, list(range(len(score_N))))
+    told_U = [
+        _told(decision_N[first:last], first, explains=request.explain)
+        for request, first, last in zip(requests, starts, starts[1:], strict=False)
+    ]
+    told = [row for row in told_U if row is not None]
+    reasons_of_row = dict(zip(told, reasons_of(served, scores, told), strict=True))
     answers: list[bytes] = []
     for u, (request, rows, order) in enumerate(zip(requests, rows_U, orders, strict=True)):
         first, last = starts[u], starts[u + 1]
         decisions = decision_N[first:last]
-        severest = max(decisions)
-        reasons: list[Reason] = []
-        if severest >= REVIEW or request.explain:
-            # Of the most severe decision, the last of several; else of the last event.
-            told = len(rows) - 1 - decisions[::-1].index(severest) if severest >= REVIEW else len(rows) - 1
-            before, risk = carry_of(scores.before, u, served), risk_of_part(scores, first, last)
-            reasons = reasons_at(served, request.user_id, rows, before, risk, [told])[0]
-            reasons = [*rule_at(served, scores, first + told), *reasons]
+        row = told_U[u]
+        reasons: list[Reason] = [] if row is None else [*rule_at(served, scores, row), *reasons_of_row[row]]
         decision_id = None if journal is None else journal.next_id()
         lines = [
             EventLine(
@@ -81,7 +81,7 @@ def score_requests(
                 decision_id=decision_id,
                 score=score_N[last - 1],
                 risk=served.risk_percentile(score_N[last - 1]),
-                decision=DECISIONS[max(severest, 0)],
+                decision=DECISIONS[max(*decisions, 0)],
                 reasons=reasons,
                 events=lines,
                 model=model,
@@ -105,6 +105,17 @@ def score_requests(
             journal.add(request.user_id, ENCODER.encode(record))
         answers.append(answer)
     return answers, scores
+
+
+def _told(decisions: Sequence[int], first: int, *, explains: bool) -> int | None:
+    """Return the row that reasons are given for: of the most severe decision, the last of several; None where of none.
+
+    Where reasons are asked for and every event may pass, those of the last event. first: the row of the first decision.
+    """
+    severest = max(decisions)
+    if severest >= REVIEW:
+        return first + len(decisions) - 1 - decisions[::-1].index(severest)
+    return first + len(decisions) - 1 if explains else None
 
 
 def _order(rows: Sequence[EventRow], *, by_id: bool) -> Sequence[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from fraud.carry_pool import carry_from_bytes, carry_to_bytes
 from fraud.enrich import Carry
 from fraud.events import IntArray
-from fraud.live import LiveScores, explained
+from fraud.live import LiveScores, explained, explained_rows
 from fraud.reasons import rule_reason
 from fraud.rows import EventRow
 from fraud.scoring import enrich_spec
@@ -32,6 +32,12 @@ def reasons_at(
 ) -> list[list[Reason]]:
     """Return the reasons for the scores of the wanted rows (increasing), as words; before: the carry of one user."""
     told = explained(served.bundle.scorer, user_id, rows, before, risk, np.array(wanted, dtype=np.int64))
+    return [[Reason(*reason) for reason in reasons] for reasons in told]
+
+
+def reasons_of(served: Served, scores: LiveScores, rows: Sequence[int]) -> list[list[Reason]]:
+    """Return what `reasons_at` does for some rows of a tick (increasing) whose contexts are all in it, all at once."""
+    told = explained_rows(served.bundle.scorer, scores, np.array(rows, dtype=np.int64)) if rows else []
     return [[Reason(*reason) for reason in reasons] for reasons in told]
 
 

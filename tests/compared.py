@@ -24,9 +24,8 @@ Line = dict[str, Any]  # Any: JSON; one event of an answer
 
 
 class Compared:
-    """plain: what should be; told: the answer to each event, which never changes; decisions: (user, id), "" once erased.
-
-    is_sound: no check has failed.
+    """plain: what should be. told: the answer to each event, which never changes. decisions: (user, id), of an erased
+    user ("", id). is_sound: no check has failed.
     """
 
     def __init__(self, config: Config, bundles: Bundles) -> None:
@@ -97,7 +96,8 @@ class Compared:
 
     def erase(self, user: str) -> None:
         """Forget a user, as a worker has."""
-        self.plain.erase(user)
+        self.plain.kept.pop(user, None)
+        self.plain.first.pop(user, None)
         self.told = {key: line for key, line in self.told.items() if key[0] != user}
         self.decisions = [("" if owner == user else owner, decision) for owner, decision in self.decisions]
 

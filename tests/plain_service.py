@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fraud.chunks import label_delay_us
 from fraud.config import Config
 from fraud.contexts import context_start
 from fraud.enrich import empty_carry, enrich
 from fraud.entities import NEVER_KNOWN_US, EntityTable, entity_table
-from fraud.events import FloatArray
 from fraud.rows import EventRow, events_of_rows, sort_key
 from fraud.scoring import Scorer, decided, enrich_spec, risk_of
 from fraud.tokens import Risk
@@ -28,6 +28,10 @@ class Kept:
     risk: Risk
     label: int | None = None
     known_us: int = NEVER_KNOWN_US
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        return sort_key(self.row, by_id=True)
 
 
 class PlainService:
@@ -45,12 +49,12 @@ class PlainService:
         known = {one.row.event_id: one.row for one in kept}
         if any(known.get(row.event_id, row) != row for row in rows):
             return [], "conflict"
-        new = [Kept(row, {}) for row in sorted(rows, key=_key) if row.event_id not in known]
-        if first and new and _key(new[0].row) < _key(kept[first].row):
+        new = sorted((Kept(row, {}) for row in rows if row.event_id not in known), key=lambda one: one.key)
+        if first and new and new[0].key < kept[first].key:
             return [], "too_late"
-        if new and (not kept or _key(new[0].row) > _key(kept[-1].row)):
+        if new and (not kept or new[0].key > kept[-1].key):
             self.first[user] = max(first, self._start(len(kept)))
-        self.kept[user] = sorted([*kept, *new], key=lambda one: _key(one.row))
+        self.kept[user] = sorted([*kept, *new], key=lambda one: one.key)
         self._seen += new
         return new, ""
 
@@ -62,48 +66,29 @@ class PlainService:
 
     def scores(self, scorer: Scorer, user: str) -> list[tuple[float, int]]:
         """Return (score, decision) of each event of a user, from the first on."""
-        kept = self.kept[user]
+        kept, spec = self.kept[user], enrich_spec(self.config)
         risk = {name: np.concatenate([one.risk[name] for one in kept]) for name in self.config.fields.entity}
-        enriched, _ = enrich(
-            events_of_rows([user], [[one.row for one in kept]], self.config, {}),
-            empty_carry(1, enrich_spec(self.config)),
-            enrich_spec(self.config),
-        )
-        score_N: FloatArray = scorer.calibration.scores(scorer.model.logits(enriched, risk))
+        events = events_of_rows([user], [[one.row for one in kept]], self.config, {})
+        enriched, _ = enrich(events, empty_carry(1, spec), spec)
+        score_N = scorer.calibration.scores(scorer.model.logits(enriched, risk))
         return list(zip(score_N.tolist(), decided(scorer, enriched, risk, score_N).decision_N.tolist(), strict=True))
 
     def has_context(self, user: str, index: int) -> bool:
         """Return whether all that the score of an event comes from is stored."""
         return self._start(index) >= self.first.get(user, 0)
 
-    def _start(self, index: int) -> int:
-        return int(context_start(np.array([index]), self.config.sessions.max_events)[0])
-
-    def label(self, labelled: Sequence[Kept], label: int, known_us: int) -> None:
-        """Take a label that became known."""
-        for one in labelled:
-            one.label, one.known_us = label, max(known_us, one.row.time_us)
-
-    def erase(self, user: str) -> None:
-        """Forget a user."""
-        self.kept.pop(user, None)
-        self.first.pop(user, None)
-
     def tables(self) -> dict[str, EntityTable]:
         """Return the counters of all entities over all events ever seen."""
-        assert self.config.labels is not None
-        assert self.config.labels.delay is not None
-        settled = [one.row.time_us + self.config.labels.delay for one in self._seen]
+        settled = [one.row.time_us + (label_delay_us(self.config) or 0) for one in self._seen]
         fraud_N, honest_N = np.full((2, len(settled)), NEVER_KNOWN_US, dtype=np.int64)
         for n, one in enumerate(self._seen):
+            known_us = max(one.known_us, one.row.time_us)
             if one.label == 1:
-                fraud_N[n] = one.known_us
-                honest_N[n] = settled[n] if one.known_us > settled[n] else NEVER_KNOWN_US
+                fraud_N[n], honest_N[n] = known_us, settled[n] if known_us > settled[n] else NEVER_KNOWN_US
             else:
-                honest_N[n] = settled[n] if one.label is None else one.known_us
+                honest_N[n] = settled[n] if one.label is None else known_us
         events = events_of_rows(["all"], [[one.row for one in self._seen]], self.config, {})
-        return {name: entity_table(column, events.time_us, fraud_N, honest_N) for name, column in events.entity.items()}
+        return {name: entity_table(c, events.time_us, fraud_N, honest_N) for name, c in events.entity.items()}
 
-
-def _key(row: EventRow) -> tuple[int, int, str]:
-    return sort_key(row, by_id=True)
+    def _start(self, index: int) -> int:
+        return int(context_start(np.array([index]), self.config.sessions.max_events)[0])

@@ -377,7 +377,10 @@ print(before, after, one_model)
 def test_200_swaps_under_load_leave_the_memory_within_one_model(trained: Trained, tmp_path: Path) -> None:
     other = with_manifest(copied(trained.folder / "lstm", tmp_path), name="other")
     command = [sys.executable, "-c", _SWAPS, trained.folder / "lstm", other]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}  # as `fraud serve` sets
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
     before, after, one_model = map(float, done.stdout.split())
     assert after - before < max(one_model, 4.0), done.stdout

@@ -26,6 +26,8 @@ from tests.made_requests import ANY_KIND, LATE, NEW, Maker
 from tests.trained import MODELS, trained_bundles
 from tests.workers import Worker
 
+pytestmark = pytest.mark.server
+
 # One number an event (`Maker`), for the runs get longer the less is drawn; what it stood for is noted.
 _event = st.integers(0, 2**30)
 _events = st.lists(_event, min_size=1, max_size=9)
@@ -129,23 +131,23 @@ class Machine(RuleBasedStateMachine):
         asked = LabelRequest(user, None if is_of_user else event_id, None, label, known_us - 60_000_000, source)
         for _ in range(2):  # the same label again changes nothing
             self._workers[worker].inquiries.label(asked)
-        kept = self._compared.plain.kept[user]
-        self._compared.plain.label([one for one in kept if is_of_user or one.row.event_id == event_id], label, known_us)
+        for one in self._compared.plain.kept[user]:
+            if is_of_user or one.row.event_id == event_id:
+                one.label, one.known_us = label, known_us
 
     @rule(worker=_workers, user=st.sampled_from(("u0", "u1", "u2", "u2")))
     def erase(self, worker: int, user: str) -> None:
         self._workers[worker].inquiries.erase(user)
         self._compared.erase(user)
 
-    @rule(worker=_workers, first=_events, second=_events, third=_events)
-    def begin_again(self, worker: int, first: list[int], second: list[int], third: list[int]) -> None:
+    @rule(worker=_workers, user=_users, first=_events, second=_events)
+    def begin_again(self, worker: int, user: str, first: list[int], second: list[int]) -> None:
         """A user is erased by one worker and comes back while the other still remembers the former life."""
-        other = 1 - worker
-        self.erase(other, "u2")
-        self.send(worker, "u2", first)
-        self.erase(other, "u2")
-        self.send(other, "u2", second)
-        self.send(worker, "u2", third)
+        if user not in self._compared.plain.kept:
+            self.send(worker, user, second)
+        self.erase(1 - worker, user)
+        self.send(1 - worker, user, first)
+        self.send(worker, user, second)
 
     @rule(worker=_workers, user=_users)
     def read_timeline(self, worker: int, user: str) -> None:

@@ -46,16 +46,17 @@ LEFT JOIN records AS r ON r.shard = e.shard AND r.number = e.number
 """
 # The recent hours from the table, older ones with a known fraud from the index that holds these alone.
 _COUNTERS = """
+WITH w (field, entity, first, last) AS MATERIALIZED (
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
+        json_extract(value, '$[2]'), json_extract(value, '$[3]') FROM json_each(?)
+)
 SELECT c.field, c.entity, c.hour, c.volume, c.frauds, c.honest
-FROM json_each(?1) AS w
-CROSS JOIN counters AS c ON c.field = json_extract(w.value, '$[0]') AND c.entity = json_extract(w.value, '$[1]')
-    AND c.hour >= json_extract(w.value, '$[2]') AND c.hour < json_extract(w.value, '$[3]')
+FROM w CROSS JOIN counters AS c
+    ON c.field = w.field AND c.entity = w.entity AND c.hour >= w.first AND c.hour < w.last
 UNION ALL
 SELECT c.field, c.entity, c.hour, c.volume, c.frauds, c.honest
-FROM json_each(?1) AS w
-CROSS JOIN counters AS c INDEXED BY counters_frauds
-    ON c.field = json_extract(w.value, '$[0]') AND c.entity = json_extract(w.value, '$[1]')
-    AND c.hour < json_extract(w.value, '$[2]') AND c.frauds > 0
+FROM w CROSS JOIN counters AS c INDEXED BY counters_frauds
+    ON c.field = w.field AND c.entity = w.entity AND c.hour < w.first AND c.frauds > 0
 """
 _SEQUENCES = "SELECT user_id, sequence FROM users WHERE user_id IN (SELECT value FROM json_each(?))"
 _KNOWN_LABELS = "SELECT label_id FROM labels WHERE label_id IN (SELECT value FROM json_each(?))"
@@ -149,7 +150,9 @@ class SqliteDatabase:
     def write(self, tick: Tick, shard: int) -> frozenset[str]:
         """Write a tick; return the users who lost."""
         with self._transaction("BEGIN IMMEDIATE") as db:
-            sequences = dict(db.execute(_SEQUENCES, (_json([user.user_id for user in tick.users]),)))
+            sequences: dict[str, int] = {}
+            if tick.users:
+                sequences = dict(db.execute(_SEQUENCES, (_json([user.user_id for user in tick.users]),)))
             known_labels: set[str] = set()
             labels_of = {}
             if tick.labels:

@@ -18,6 +18,8 @@ from tests.senders import Sender
 from tests.serving import Caller, ServerProcess
 from tests.trained import Trained, trained_bundles
 
+pytestmark = pytest.mark.server
+
 _N_SENDERS = 6
 _LOAD_S = (0.1, 0.6)
 

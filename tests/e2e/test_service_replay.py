@@ -139,28 +139,49 @@ def _send(servers: Sequence[ServerProcess], steps: list[tuple[list[Post], list[P
 
 
 async def _sent(servers: Sequence[ServerProcess], steps: list[tuple[list[Post], list[Post]]], replay: Replay) -> None:
-    idle: list[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = [[] for _ in servers]
+    idle: list[list[_Connection]] = [[] for _ in servers]
+    opened: list[_Connection] = []
     n_sent = 0
 
     async def send(post: Post) -> bytes:
         nonlocal n_sent
         n_sent += 1
         which = n_sent % len(servers)
-        body = json.dumps(post.body).encode()
-        head = f"POST {post.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection = (
-            idle[which].pop() if idle[which] else await asyncio.open_connection("127.0.0.1", servers[which].port)
-        )
-        reader, writer = connection
-        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        status, *lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
-        length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
-        answer = await reader.readexactly(length)
-        assert status.split()[1] in (b"200", b"202"), answer
-        idle[which].append(connection)
-        return answer
+        while True:
+            is_new = not idle[which]
+            connection = await _connected(servers[which]) if is_new else idle[which].pop()
+            opened.extend([connection] if is_new else [])
+            try:
+                answer = await _answer(connection, post)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                # The service closes what was idle for some seconds; an event that is sent again counts once.
+                if is_new:
+                    raise
+                continue
+            idle[which].append(connection)
+            return answer
 
-    await send_all(steps, send, replay)
-    for connections in idle:
-        for _, writer in connections:
+    try:
+        await send_all(steps, send, replay)
+    finally:
+        for _, writer in opened:
             writer.close()
+
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _connected(server: ServerProcess) -> _Connection:
+    return await asyncio.open_connection("127.0.0.1", server.port)
+
+
+async def _answer(connection: _Connection, post: Post) -> bytes:
+    reader, writer = connection
+    body = json.dumps(post.body).encode()
+    head = f"POST {post.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+    length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
+    answer = await reader.readexactly(length)
+    assert status.split()[1] in (b"200", b"202"), answer
+    return answer

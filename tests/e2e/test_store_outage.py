@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.ledger import NO_FAULTS, Ledger
@@ -16,6 +19,8 @@ from tests.postgres import PostgresServer, running_postgres
 from tests.senders import Sender
 from tests.serving import Answer, Caller, HasPort, ServerProcess, serving
 from tests.trained import Trained, trained_bundles
+
+pytestmark = pytest.mark.server
 
 _NORMAL_AGAIN_S = 3.0
 _EVENT = {"event_id": "probe", "type": "login", "ts": "2026-01-01T10:00:00Z"}
@@ -96,8 +101,8 @@ class _Load:
         assert "unhandled" not in self.server.said
 
 
-def _during_outage(load: _Load, fail: str) -> None:
-    """Check what a caller is told while the store is away."""
+def _during_outage(load: _Load, fail: str, *, reads_too: bool = True) -> None:
+    """Check what a caller is told while the store is away. reads_too: it cannot be read either."""
     caller = Caller(load.server)
     until = time.monotonic() + 5
     answer = _probed(load, caller, "outage")
@@ -113,7 +118,8 @@ def _during_outage(load: _Load, fail: str) -> None:
         else:
             assert (told.status, told.json["code"]) == (503, "store_down")
             assert int(told.headers["retry-after"]) >= 1
-    assert caller.ask("GET", "/v1/users/outage/timeline").json["code"] == "store_down"
+    if reads_too:
+        assert caller.ask("GET", "/v1/users/outage/timeline").json["code"] == "store_down"
     assert caller.ask("GET", "/readyz").status == (200 if fail == "open" else 503)
     caller.close()
 
@@ -191,6 +197,29 @@ def test_a_database_that_does_not_answer_in_time_loses_nothing(
                 finally:
                     database.resume()
                 assert _normal_after_s(load) < _NORMAL_AGAIN_S
+                with psycopg.connect(state) as other:
+                    other.execute("LOCK TABLE fraud.users IN ACCESS EXCLUSIVE MODE")
+                    _during_outage(load, fail)
+                assert _normal_after_s(load) < _NORMAL_AGAIN_S
                 time.sleep(0.3)
             load.check()
             assert len(load.ledger.acknowledged) > 50
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+def test_a_file_that_another_process_writes_to_for_long_loses_nothing(
+    trained: Trained, tmp_path: Path, fail: str
+) -> None:
+    state = f"sqlite:///{tmp_path}/state.db"
+    options = ("--fail", fail, "--state-timeout", "0.5")
+    with serving(trained.folder / "fused", state, *options, folder=tmp_path) as server:
+        load = _Load(server, state)
+        with load.running():
+            time.sleep(0.5)
+            with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                _during_outage(load, fail, reads_too=False)
+                time.sleep(0.7)
+            assert _normal_after_s(load) < _NORMAL_AGAIN_S
+        load.check()
+        assert len(load.ledger.acknowledged) > 100

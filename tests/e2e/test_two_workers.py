@@ -28,6 +28,8 @@ from tests.senders import Sender
 from tests.serving import Caller, ServerProcess, serving
 from tests.trained import Trained, trained_bundles
 
+pytestmark = pytest.mark.server
+
 _USERS = [f"joint-{n}" for n in range(6)]
 _LOAD_S = 2.0
 
