@@ -45,6 +45,7 @@ nightly: venv
 	$(BIN)/python -m pytest -n 2
 
 bench: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@set -e; for script in $(filter-out benchmarks/quality.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 	$(BIN)/python -m benchmarks.quality --work build/quality

@@ -16,7 +16,6 @@ three times capacity, as a picture and a table. Each line says its goal and whet
 
 --bundle, --log: a bundle and the folder of the log it was trained on (`fraud demo` makes both); else a small one is
 made in --work. --quick takes about two minutes, the whole about ten.
-Over 300 lines because what is measured and the goal it is held against are read together.
 """
 
 from __future__ import annotations
@@ -30,16 +29,17 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from serving import servers
 from serving.costs import Way, costs, in_turn, remind
-from serving.latency import QUANTILES, Loaded, capacity, loaded, overload
+from serving.latency import Loaded, capacity, loaded, overload
 from serving.load import cpu_s
 from serving.picture import draw
+from serving.report import Report, table, tell_load
 from serving.servers import NotRunning, Server
 from serving.traffic import KnownUsers, LoggedEvent, busiest, read_users, score_bodies, send
 
@@ -67,26 +67,6 @@ SIZES = {
     "quick": Size(users=700, train=("training.epochs=1",), rounds=3, requests=800, seconds=4.0),
     "whole": Size(users=3000, train=("training.epochs=2",), rounds=7, requests=3000, seconds=20.0),
 }
-
-
-@dataclass(slots=True)
-class Report:
-    """What was found, line by line: printed as it comes, or as one JSON document at the end."""
-
-    is_json: bool
-    lines: list[dict[str, Any]] = field(default_factory=list)  # Any: JSON
-
-    def tell(self, name: str, value: float, text: str, *, goal: str = "", met: bool | None = None) -> None:
-        """Note one figure. met: None where there is no goal."""
-        self.lines.append({"name": name, "value": value, "text": text, "goal": goal, "met": met})
-        verdict = "" if met is None else f" (goal: {goal}): {'met' if met else 'MISSED'}"
-        self.say(f"{name}: {text}{verdict}")
-
-    def say(self, text: str) -> None:
-        """Print a line that holds no figure."""
-        if not self.is_json:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
 
 
 def main() -> None:
@@ -256,20 +236,23 @@ def report_latency(
     report: Report, ours: Server, bodies: list[bytes], known: KnownUsers, work: Path, size: Size
 ) -> None:
     """Report latency at two loads and around an overload, as lines, a table and a picture."""
-    rate = capacity(ours, bodies, work, n=size.requests)
-    report.tell("/v1/score, capacity", rate, f"{rate:,.0f} requests a second")
     loads: dict[str, Loaded] = {}
-    for share in (0.5, 0.9):
-        name = f"/v1/score at {share:.0%}"
-        loads[name] = loaded(ours, bodies, work, share=share, rate=rate, seconds=size.seconds)
-        _tell_load(report, name, loads[name])
-    surge = overload(ours, bodies, work, rate=rate, seconds=size.seconds)
-    after = capacity(ours, bodies, work, n=size.requests)
-    kept = surge.goodput / statistics.mean([rate, after])
+    rates: dict[str, float] = {}
+    for path, asked in (("/v1/events", known.bodies), ("/v1/score", in_turn(bodies))):
+        rate = rates[path] = capacity(ours, asked, work, path=path, n=size.requests)
+        report.tell(f"{path}, capacity", rate, f"{rate:,.0f} requests a second")
+        for share in (0.5, 0.9):
+            name = f"{path} at {share:.0%}"
+            loads[name] = loaded(ours, asked, work, path=path, share=share, rate=rate, seconds=size.seconds)
+            tell_load(report, name, loads[name])
+    before = rates["/v1/score"]
+    surge = overload(ours, bodies, work, rate=before, seconds=size.seconds)
+    after = capacity(ours, in_turn(bodies), work, path="/v1/score", n=size.requests)
+    kept = surge.goodput / statistics.mean([before, after])
     report.tell(
         f"goodput asked {surge.rate:,.0f} a second", kept,
-        f"{kept:.0%} of capacity ({surge.goodput:,.0f} a second within 1 s; capacity {rate:,.0f} before, {after:,.0f} "
-        f"after; answers by status {surge.statuses})",
+        f"{kept:.0%} of capacity ({surge.goodput:,.0f} a second within 1 s; capacity {before:,.0f} before, "
+        f"{after:,.0f} after; answers by status {surge.statuses})",
         goal=f"at least {GOODPUT:.0%}", met=kept >= GOODPUT,
     )  # fmt: skip
     back_s = surge.back_s
@@ -279,20 +262,8 @@ def report_latency(
         goal=f"at most {BACK_S:g} s", met=back_s is not None and back_s <= BACK_S,
     )  # fmt: skip
     draw(loads, surge, work / "latency.png")
-    (work / "latency.json").write_text(
-        json.dumps({name: load.result.quantiles_ms(*QUANTILES) for name, load in loads.items()} | asdict(surge)),
-        encoding="utf-8",
-    )
-    report.say(f"picture: {work / 'latency.png'}")
-
-
-def _tell_load(report: Report, name: str, load: Loaded) -> None:
-    p50, p99, p999 = load.result.quantiles_ms(*QUANTILES)
-    refused = load.result.n - load.result.n_answered
-    report.tell(
-        f"{name} of capacity, open loop", p99,
-        f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, p99.9 {p999:.1f} ms at {load.rate:,.0f} a second, {refused} not answered",
-    )  # fmt: skip
+    (work / "latency.md").write_text(table(loads), encoding="utf-8")
+    report.say(f"picture and table: {work / 'latency.png'}, {work / 'latency.md'}")
 
 
 def report_start(report: Report, bundle: Path, state: Path, body: bytes, work: Path) -> None:

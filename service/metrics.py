@@ -29,6 +29,7 @@ class Metrics:
         self.in_flight = Gauge("fraud_in_flight", "Requests being answered", registry=self.registry)
         self._request_children: dict[tuple[str, int], Counter] = {}
         self._second_children: dict[str, Histogram] = {}
+        self._refused_children: dict[str, Counter] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer of a route."""
@@ -47,7 +48,10 @@ class Metrics:
 
     def refused(self, code: str) -> None:
         """Count what was refused before any route was reached."""
-        self._refused.labels(code).inc()
+        child = self._refused_children.get(code)
+        if child is None:
+            child = self._refused_children[code] = self._refused.labels(code)
+        child.inc()
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

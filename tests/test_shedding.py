@@ -79,6 +79,7 @@ def test_what_clients_send_is_recognised() -> None:
         _HTTPX.replace(b"keep-alive", b"close") + _BODY,
         _HTTPX.replace(b"HTTP/1.1", b"HTTP/1.0") + _BODY,
         _HTTPX.replace(b"POST", b"PUT") + _BODY,
+        _HTTPX.replace(b"Accept: */*", b"A: " + b"a" * 1100) + _BODY,
     ],
 )
 def test_what_leaves_any_doubt_is_read(data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from serving.servers import Server
 from serving.traffic import Result, send
 
 QUANTILES = (0.5, 0.99, 0.999)
+Bodies = Callable[[int], Sequence[bytes]]  # the next n
 _CONNECTIONS = 256  # of an open loop: more than ever wait
 _MANY_CONNECTIONS = 1024  # of an overload: what waits for a free one is late for a reason of the client's
 _GOOD_S = 1.0  # an answer that comes later is none
@@ -45,21 +46,23 @@ class Overload:
     statuses: dict[str, int]
 
 
-def capacity(server: Server, bodies: Sequence[bytes], work: Path, *, n: int) -> float:
+def capacity(server: Server, bodies: Bodies, work: Path, *, path: str, n: int) -> float:
     """Return the most requests a second that are answered when every connection always asks: the best of two sizes."""
     rates: list[float] = []
     for connections in (64, 256):
-        asked = [bodies[i % len(bodies)] for i in range(n + 2 * connections)]
-        result = send(server, asked, work, connections=connections, n_warm=2 * connections)
+        n_warm = 2 * connections
+        result = send(server, bodies(n + n_warm), work, connections=connections, path=path, n_warm=n_warm)
         check("capacity", result)
         rates.append(result.rate)
     return max(rates)
 
 
-def loaded(server: Server, bodies: Sequence[bytes], work: Path, *, share: float, rate: float, seconds: float) -> Loaded:
+def loaded(
+    server: Server, bodies: Bodies, work: Path, *, path: str, share: float, rate: float, seconds: float
+) -> Loaded:
     """Return the latencies at a share of a rate."""
-    stages = [(share * rate, seconds)]
-    result = send(server, bodies, work, connections=_CONNECTIONS, stages=stages)
+    n = int(1.2 * share * rate * seconds) + 100  # chance may ask for some more than the mean
+    result = send(server, bodies(n), work, connections=_CONNECTIONS, path=path, stages=[(share * rate, seconds)])
     return Loaded(share=share, rate=share * rate, result=result)
 
 
