@@ -16,6 +16,7 @@ import fraud.exact
 from fraud.events import IntArray
 from fraud.steps import Stepper
 from service.problems import Problem
+from service.replay import Bundles, replay
 from service.warm import Warmed, warm
 from tests.in_process import InProcess
 from tests.replaying import Post, Replay, differences, part_of_log
@@ -66,8 +67,13 @@ def _largest(service: InProcess, replay: Replay) -> float:
 
 
 @pytest.mark.parametrize("service", ["lstm", "boosting", "fused"], indirect=True)
-def test_a_log_sent_event_by_event_scores_as_in_batch(service: InProcess, part: Replay) -> None:
+def test_a_log_sent_event_by_event_scores_as_in_batch_and_replays_to_the_bit(service: InProcess, part: Replay) -> None:
     assert _largest(service, _replayed(service, part, forgets=0.05)) <= TOLERANCE
+    bundles = Bundles(service.holder.current.bundle.path)
+    shard = service.store.shard
+    for number in np.random.default_rng(5).choice(len(part.events), 100, replace=False) + 1:
+        replayed = replay(f"{shard:x}-{number:x}", service.store, bundles)
+        assert (replayed.verdict, replayed.again) == ("equal", replayed.scores)
 
 
 @pytest.mark.parametrize("service", ["lstm"], indirect=True)

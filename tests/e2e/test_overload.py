@@ -140,7 +140,7 @@ def test_sigterm_answers_all_that_is_in_flight(trained: Trained, tmp_path: Path)
         assert len(ledger.acknowledged) == sum(len(request["events"]) for request in requests)
         assert ledger.faults(state) == NO_FAULTS
         n_in_flight = int(server.said.rpartition("in_flight=")[2].split()[0])
-        assert n_in_flight > len(callers) / 2, "they were answered before the signal came: it showed nothing"
+        assert n_in_flight > len(callers) / 4, "they were answered before the signal came: it showed nothing"
 
 
 def test_sigterm_under_load_loses_nothing(trained: Trained, tmp_path: Path) -> None:
@@ -174,6 +174,6 @@ def test_sigterm_under_load_loses_nothing(trained: Trained, tmp_path: Path) -> N
 def _request(n: int) -> dict[str, Any]:
     events = [
         {"event_id": f"e{n}-{i}", "type": "login", "ts": f"2026-01-{1 + i // 24:02}T{i % 24:02}:00:00Z"}
-        for i in range(130)
+        for i in range(300)
     ]
     return {"user_id": f"u{n}", "events": events}
