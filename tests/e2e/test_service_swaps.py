@@ -86,8 +86,9 @@ def _send(server: ServerProcess, user_id: str, n_requests: int, seen: Seen) -> N
             seen.scores.setdefault(answer.json["model"]["version"], set()).add(answer.json["score"])
         else:
             seen.failures.append((answer.status, answer.body))
-        event = {"event_id": f"e{n}", "type": "login", "ts": f"2026-11-20T10:{n // 60 % 60:02}:{n % 60:02}Z"}
-        stored = caller.ask("POST", "/v1/events", {"user_id": f"{user_id}-{n // 500}", "events": [event]})
+        user, own = divmod(n, 500)
+        event = {"event_id": f"e{n}", "type": "login", "ts": f"2026-11-20T10:{own // 60:02}:{own % 60:02}Z"}
+        stored = caller.ask("POST", "/v1/events", {"user_id": f"{user_id}-{user}", "events": [event]})
         if stored.status != 200:
             seen.failures.append((stored.status, stored.body))
     caller.close()
