@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from service.fields import Field, Fields
 from service.json_body import JsonObject, shown_key
@@ -67,10 +68,20 @@ def invalid_request(errors: tuple[FieldError, ...]) -> Problem:
     return Problem(422, "invalid_request", detail="The request breaks the rules listed in errors.", errors=errors)
 
 
-def _problem(reader: _Reader, value: object, prefix: str) -> Problem | None:
+def _problem(reader: _Reads, value: object, prefix: str) -> Problem | None:
     with contextlib.suppress(_Enough):
         reader.read(value, prefix)
     return invalid_request(tuple(reader.errors)) if reader.errors else None
+
+
+class _Reads(Protocol):
+    """A reader of one kind of body."""
+
+    errors: list[FieldError]
+
+    def read(self, value: object, prefix: str) -> None:
+        """Collect what is wrong with a value; prefix: of its paths."""
+        ...
 
 
 class _Reader:
@@ -78,9 +89,6 @@ class _Reader:
 
     def __init__(self) -> None:
         self.errors: list[FieldError] = []
-
-    def read(self, value: object, prefix: str) -> None:
-        raise NotImplementedError
 
     def add(self, path: str, fault: Fault | None) -> None:
         if fault is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 def test_the_curl_examples_are_answered(server: ServerProcess) -> None:
     if shutil.which("curl") is None:
+        assert "FRAUD_CI" not in os.environ, "curl is not installed"
         pytest.skip("curl is not installed")
     blocks = re.findall(r"```sh\n(.*?)```", _DOCS, flags=re.DOTALL)
     assert len(blocks) >= 3
