@@ -15,8 +15,8 @@ from fraud.config import Config
 from fraud.enrich import Enriched, empty_carry, enrich
 from fraud.entities import NEVER_KNOWN_US, EntityTable, entity_table, merge_entity_tables
 from fraud.events import Events, ObjectArray
-from fraud.labels import Labels, as_known, join_labels, labels_in_log, rows_known_by
-from fraud.logs import Log, event_ids
+from fraud.labels import Labels, as_known, join_labels, labels_in_log
+from fraud.logs import Log, event_ids, rows_known_by
 from fraud.parallel import in_order
 from fraud.scoring import enrich_spec, user_chunks
 

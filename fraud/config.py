@@ -103,7 +103,10 @@ class SessionsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelsConfig:
-    """[labels]: a column of the log, or a table joined by `key`; delay in microseconds."""
+    """[labels]: a column of the log, or a table joined by `key`; delay in microseconds.
+
+    source: the column of the label table that says who reported; each is watched by itself (`fraud.label_guard`).
+    """
 
     __pydantic_config__ = _STRICT
     column: Name
@@ -112,6 +115,7 @@ class LabelsConfig:
     level: Literal["event", "session", "user"] = "event"
     known_at: str | None = None
     delay: Duration | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +129,19 @@ class DecisionsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitConfig:
-    """[split]: training, validation and test."""
+    """[split]: training, validation and test.
+
+    train_from: events before it are history only. as_of: nothing of that time or later is read, no label that became
+    known later; what it leaves unsettled is not judged. Without it the as-of is the end of the validation period, and
+    the test's labels are the table's.
+    """
 
     __pydantic_config__ = _STRICT
     by: Literal["time", "user", "column"] = "time"
+    train_from: str | None = None
     train_until: str | None = None
     valid_until: str | None = None
+    as_of: str | None = None
     fractions: tuple[Share, Share, Share] = (0.7, 0.15, 0.15)
     column: str | None = None
 
@@ -196,6 +207,25 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetrainConfig:
+    """[retrain]: how a challenger is made and what it must show.
+
+    promote_if: each clause must hold at the worse end of the paired 95 % interval (`fraud.gate`).
+    positives: the judged period grows backwards until it holds so many known frauds, the validation period before it
+    until it holds half as many. window: at most so long before those is trained on; without it, all.
+    max_slower: how many times the champion's time a score may take. max_miscalibration: how many times too high or too
+    low the challenger's mean score may be, at the kinder end of its interval.
+    """
+
+    __pydantic_config__ = _STRICT
+    promote_if: Name = "ap >= champion - 0.02 and recall_at_budget >= champion - 0.05"
+    positives: Annotated[int, Field(ge=10, le=1_000_000)] = 300
+    window: Duration | None = None
+    max_slower: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    max_miscalibration: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingConfig:
     """[tracking]: MLflow."""
 
@@ -219,6 +249,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     root: Path = Path()
 
@@ -321,7 +352,7 @@ def _known_names(location: tuple[str, ...]) -> str:
 
 _SECTIONS: tuple[type, ...] = (
     LogConfig, FieldsConfig, SessionsConfig, LabelsConfig, DecisionsConfig,
-    SplitConfig, ModelConfig, TrainingConfig, PolicyConfig, TrackingConfig,
+    SplitConfig, ModelConfig, TrainingConfig, PolicyConfig, RetrainConfig, TrackingConfig,
 )  # fmt: skip
 
 
@@ -389,12 +420,20 @@ def _check_across_fields(config: Config, source: str) -> None:
     if split.by == "time":
         if (split.train_until is None) != (split.valid_until is None):
             refuse("split.train_until and split.valid_until go together")
+        if split.train_from is not None and split.train_until is None:
+            refuse("split.train_from needs split.train_until and split.valid_until")
         if labels is not None and not log.has_clock:
             refuse('split.by = "time" needs a clock, but log.time = "position"; expected "user" or "column"')
     if abs(sum(split.fractions) - 1.0) > 1e-9:
         refuse(f"split.fractions = {list(split.fractions)}: expected three positive numbers that add up to 1")
     if labels is not None and labels.delay is not None and not log.has_clock:
         refuse('labels.delay needs a clock, but log.time = "position"')
+    if split.as_of is not None and not log.has_clock:
+        refuse('split.as_of needs a clock, but log.time = "position"')
+    if split.train_from is not None and split.by != "time":
+        refuse(f'split.train_from needs split.by = "time", but it is {split.by!r}')
+    if labels is not None and labels.source is not None and labels.path is None:
+        refuse("labels.source names a column of a label table, but labels.path is not set")
     if log.zone is not None and log.zone not in available_timezones():
         refuse(f"log.zone = {log.zone!r}: expected an IANA zone such as Europe/Berlin")
     if split.by == "column" and not split.column:
@@ -450,6 +489,6 @@ _TREES: dict[str, Callable[[Any], object]] = {"lists": rule_tree, "rules": rule_
 
 
 def _toml_of(cell: Any, name: str) -> str:  # Any: a value of the configuration, told apart below
-    if name in ("gap", "delay"):
+    if name in ("gap", "delay", "window"):
         return toml_value(duration_text(cell))
     return toml_value([_TREES[name](one) for one in cell] if name in _TREES else cell)

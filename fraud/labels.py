@@ -161,16 +161,6 @@ def join_labels(
     )
 
 
-def rows_known_by(label_table: pa.Table, as_of_us: int) -> pa.Table:
-    """Return the rows of a label table that were known at the as-of; a row without a date is settled by its event."""
-    import pyarrow.compute as pc
-
-    if "known_us" not in label_table.column_names:
-        return label_table
-    known = label_table["known_us"]
-    return label_table.filter(pc.or_(pc.is_null(known), pc.less_equal(pc.fill_null(known, 0), as_of_us)))
-
-
 def as_known(newest: Labels, by_then: Labels) -> Labels:
     """Return the labels as they were at an as-of: `by_then` joined from `rows_known_by`, `newest` from all rows.
 

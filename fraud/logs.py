@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fraud import readers
@@ -24,6 +25,7 @@ from fraud.columns import declared_columns
 from fraud.config import Config
 from fraud.errors import DataError
 from fraud.events import IntArray
+from fraud.instants import as_of
 from fraud.ordering import Ordered, to_events
 from fraud.quarantine import Quarantine
 from fraud.validation import canonical_table
@@ -68,12 +70,13 @@ class Log:
 def read_log(config: Config, *, events: str | None = None, work: Path | None = None) -> Log:
     """Return the log that the configuration names, or the one at `events` (a file, a folder or a glob).
 
+    With split.as_of it ends there: what came then or later is as if it had not been written yet, and counts nowhere.
     work: the folder for partitions of a large log (default: the system's own for temporary files); they are removed
     with the log. Raises DataError for a file nobody can read.
     """
     files = readers.log_files(events or config.log.events, config.root if events is None else Path())
     quarantine = Quarantine()
-    chunks = readers.read_log(files, config, quarantine)
+    chunks = _until(readers.read_log(files, config, quarantine), as_of(config.split))
     n_partitions = max(1, -(-sum(_size_as_read(file) for file in files) // PARTITION_BYTES))
     return _log_of(chunks, config, quarantine, tuple(files), n_partitions, work)
 
@@ -166,11 +169,21 @@ def _partitioned(
         n_duplicates=n_duplicates,
         n_users=n_users,
         quarantine=quarantine,
-        label_table=readers.read_labels(config, label_quarantine) if has_table else None,
+        label_table=_known_until(readers.read_labels(config, label_quarantine), config) if has_table else None,
         label_quarantine=label_quarantine,
         files=files,
         spill=spill,
     )
+
+
+def _until(chunks: Iterable[pa.Table], as_of_us: int | None) -> Iterator[pa.Table]:
+    for chunk in chunks:
+        yield chunk if as_of_us is None else chunk.filter(pc.less(chunk["time_us"], as_of_us))
+
+
+def _known_until(label_table: pa.Table, config: Config) -> pa.Table:
+    as_of_us = as_of(config.split)
+    return label_table if as_of_us is None else rows_known_by(label_table, as_of_us)
 
 
 def _spread(chunks: Iterable[pa.Table], folder: Path, n_partitions: int) -> None:
@@ -212,6 +225,14 @@ def _size_as_read(file: Path) -> int:
             return file.stat().st_size  # the reader will refuse it with words
         return sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
     return file.stat().st_size * (_GZIP_RATIO if file.suffix == ".gz" else 1)
+
+
+def rows_known_by(label_table: pa.Table, as_of_us: int) -> pa.Table:
+    """Return the rows of a label table that were known at the as-of; a row without a date is settled by its event."""
+    if "known_us" not in label_table.column_names:
+        return label_table
+    known = label_table["known_us"]
+    return label_table.filter(pc.or_(pc.is_null(known), pc.less_equal(pc.fill_null(known, 0), as_of_us)))
 
 
 def rows_by_reason(quarantine: Quarantine) -> dict[str, int]:

@@ -7,8 +7,7 @@ labels are the table's. This file knows no model.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from fraud.contexts import sequences
 from fraud.enrich import Enriched
 from fraud.errors import ConfigError
 from fraud.events import BoolArray, Events, IntArray, ObjectArray
+from fraud.instants import as_of, instant_text, instant_us
 from fraud.labels import NO_LABEL, Labels
 
 TRAIN, VALID, TEST, HISTORY = 0, 1, 2, 3
@@ -27,11 +27,16 @@ END_OF_TIME_US = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """Where training and validation end (exclusive), and the as-of of training; microseconds."""
+    """Where training begins, where it and validation end (exclusive), and the as-of of training; microseconds.
+
+    is_lived: the as-of is one for the test, too: what was not settled by then is not judged.
+    """
 
     train_until_us: int
     valid_until_us: int
     as_of_us: int
+    train_from_us: int = 0
+    is_lived: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,22 +62,38 @@ def time_cuts(split: SplitConfig, time_us: IntArray) -> Cuts:
     Raises ConfigError for a time that is not RFC 3339 with a zone, or cuts in the wrong order.
     """
     newest_us = int(time_us.max()) if len(time_us) else 0
+    as_of_us = as_of(split)
+    if as_of_us is not None:
+        return _ended(time_cuts(replace(split, as_of=None), time_us), as_of_us)
     if split.by != "time":
         return Cuts(END_OF_TIME_US, END_OF_TIME_US, newest_us)
     if split.train_until is not None and split.valid_until is not None:
         train_us, valid_us = (
-            _instant_us("train_until", split.train_until),
-            _instant_us("valid_until", split.valid_until),
+            instant_us("split.train_until", split.train_until),
+            instant_us("split.valid_until", split.valid_until),
         )
         if train_us >= valid_us:
             raise ConfigError(f"split.valid_until = {split.valid_until!r}: expected a time after split.train_until")
-        return Cuts(train_us, valid_us, valid_us)
+        from_us = 0 if split.train_from is None else instant_us("split.train_from", split.train_from)
+        if from_us >= train_us:
+            raise ConfigError(f"split.train_from = {split.train_from!r}: expected a time before split.train_until")
+        return Cuts(train_us, valid_us, valid_us, from_us)
     ranks = [int(len(time_us) * share) for share in (split.fractions[0], split.fractions[0] + split.fractions[1])]
     if len(time_us) == 0:
         return Cuts(0, 0, 0)
     ranks = [min(rank, len(time_us) - 1) for rank in ranks]
     ordered = np.partition(time_us, ranks)
     return Cuts(int(ordered[ranks[0]]), int(ordered[ranks[1]]), int(ordered[ranks[1]]))
+
+
+def _ended(cuts: Cuts, as_of_us: int) -> Cuts:
+    """Return the cuts of a log that is read as of a time."""
+    if as_of_us < cuts.valid_until_us != END_OF_TIME_US:
+        raise ConfigError(
+            f"split.as_of = {instant_text(as_of_us)}: expected a time not before the end of the validation period, "
+            f"{instant_text(cuts.valid_until_us)}"
+        )
+    return replace(cuts, as_of_us=as_of_us, is_lived=True)
 
 
 def supervise(
@@ -92,14 +113,15 @@ def supervise(
     is_settled_N = is_labelled_N & (settled_us_N <= cuts.as_of_us)
     is_test_N = parts_N == TEST
     was_fraud_N = (known.label_N == 1) & (known.known_us_N <= cuts.as_of_us)
-    is_fraud_N: BoolArray = (is_test_N & (labels.label_N == 1)) | (~is_test_N & was_fraud_N)
+    in_hindsight_N = is_test_N & (not cuts.is_lived)
+    is_fraud_N: BoolArray = (in_hindsight_N & (labels.label_N == 1)) | (~in_hindsight_N & was_fraud_N)
     is_example_N = is_labelled_N & _last_of_label(enriched, is_labelled_N, config)
     return Supervision(
         label_N=is_fraud_N.astype(np.int8),
         in_training_N=parts_N == TRAIN,
         trains_N=is_settled_N & (parts_N == TRAIN),
         validates_N=is_settled_N & is_example_N & (parts_N == VALID),
-        tests_N=is_example_N & is_test_N,
+        tests_N=is_example_N & is_test_N & (is_settled_N | (not cuts.is_lived)),
         decides_N=decides_N,
     )
 
@@ -128,7 +150,7 @@ def user_share(users: ObjectArray, purpose: str, seed: int) -> npt.NDArray[np.fl
 def _parts(events: Events, split: SplitConfig, cuts: Cuts, part_N: ObjectArray | None) -> npt.NDArray[np.int8]:
     if split.by == "time":
         after_N = (events.time_us >= cuts.train_until_us).astype(np.int8) + (events.time_us >= cuts.valid_until_us)
-        return after_N.astype(np.int8)
+        return np.where(events.time_us < cuts.train_from_us, HISTORY, after_N).astype(np.int8)
     if split.by == "user":
         share_U = user_share(events.users, "split", 0)
         ends = np.cumsum(split.fractions)[:2]
@@ -153,13 +175,3 @@ def _last_of_label(enriched: Enriched, is_labelled_N: BoolArray, config: Config)
     last_N = np.zeros(len(is_labelled_N), dtype=np.bool_)
     last_N[rows[is_last]] = True
     return last_N
-
-
-def _instant_us(name: str, text: str) -> int:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise ConfigError(f'split.{name} = {text!r}: expected a time with a zone, such as "2026-03-01T00:00:00Z"')
-    return round(instant.timestamp() * 1_000_000)

@@ -5,21 +5,18 @@ Over 300 lines because every command declares its options here, and nothing else
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fraud.errors import FraudError
 from pipelines.audit import audit, keys
+from pipelines.options import EXIT_FAILED, AsJson, BundleDirectory, ConfigFile, Overrides, Overwrite, Resume, run
 from pipelines.serve import serve, serve_demo, warm
 
 if TYPE_CHECKING:
     from pipelines.console import Screen
-
-EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 app = typer.Typer(
     name="fraud",
@@ -36,18 +33,6 @@ policy = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(policy, name="policy")
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML configuration (`fraud init` writes one).")]
-BundleDirectory = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory of a bundle.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Set one value of the configuration; repeatable."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run that was killed stopped.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-
-_Work = Callable[["Screen"], Mapping[str, Any]]  # Any: JSON
 
 
 @app.command()
@@ -84,7 +69,7 @@ def demo(
                 screen=screen,
             )
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
     if not (no_serve or as_json):
         serve_demo(out, port)
 
@@ -103,7 +88,7 @@ def init(
 
         return init_config(events, out, overwrite=overwrite, screen=screen)
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -125,7 +110,7 @@ def simulate(
         screen.say(f"{summary['n_events']:,} events of {summary['n_users']:,} users -> {out}")
         return summary
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -146,7 +131,7 @@ def prepare(
         with only_one(out):
             return prepare_log(load_config(config, overrides or ()), out, overwrite=overwrite, screen=screen)
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -169,7 +154,7 @@ def train(
         with only_one(out):
             return train_bundle(chosen, out, overwrite=overwrite, resume=resume, screen=screen)
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -213,7 +198,7 @@ def compare(
                 screen=screen,
             )
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -255,7 +240,7 @@ def tune(
                 chosen, target, trials=trials, command=typed, overwrite=overwrite, resume=resume, screen=screen
             )
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -275,7 +260,7 @@ def evaluate(
         chosen = load_config(config, overrides or ())
         return evaluate_bundle(bundle, chosen, part=part_of(part), screen=screen)
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -319,7 +304,7 @@ def score(
                 screen=screen,
             )
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 @app.command()
@@ -352,7 +337,7 @@ def explain(
             bundle, events, user, event=event, config=chosen, html=html, overwrite=overwrite, screen=screen
         )
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 app.command()(warm)
@@ -387,7 +372,7 @@ def policy_test(
         failed = document["failed"]
         return document
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
     if failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -409,27 +394,9 @@ def policy_apply(
 
         return apply_policy(bundle, load_config(config, overrides or ()), out, overwrite=overwrite, screen=screen)
 
-    _run(work, as_json=as_json)
+    run(work, as_json=as_json)
 
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 bad input or configuration."""
     app()
-
-
-def _run(work: _Work, *, as_json: bool) -> None:
-    from pipelines.console import Screen
-
-    screen = Screen(as_json=as_json)
-    try:
-        screen.finish(work(screen))
-    except FraudError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(EXIT_BAD_INPUT) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
-        raise typer.Exit(EXIT_FAILED) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise typer.Exit(EXIT_FAILED) from None

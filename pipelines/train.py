@@ -199,7 +199,11 @@ def _log_identity(config: Config) -> Json:
         paths = [*paths, *log_files(config.labels.path, config.root)]
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     text = config_to_toml(config)
-    kept = [block for block in text.split("\n\n") if not block.startswith(("[training]", "[policy]", "[tracking]"))]
+    kept = [
+        block
+        for block in text.split("\n\n")
+        if not block.startswith(("[training]", "[policy]", "[retrain]", "[tracking]"))
+    ]
     kept = [block for block in kept if not block.startswith("[model]")]
     settings = {"order_features": config.model.order_features, "padded": config.training.padded}
     return {"config": kept, "settings": settings, "files": files}

@@ -20,7 +20,7 @@ CODE_FOLDERS = ("fraud", "pipelines", "service", "benchmarks")
 
 # A module of fraud/ imports only from modules before it.
 FLOW = (
-    "errors", "parallel", "literals", "rules", "rule_tables", "subjects", "config", "events", "localtime",
+    "errors", "parallel", "literals", "rules", "rule_tables", "subjects", "config", "instants", "events", "localtime",
     "quarantine", "timestamps", "columns", "json_cells", "cells", "validation", "csv_rows", "json_rows", "readers",
     "repeats", "ordering", "logs",
     "sessions", "lookups", "recents", "enrich", "carries", "contexts", "entities", "fields", "tokens", "features",
