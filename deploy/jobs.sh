@@ -1,5 +1,5 @@
 #!/bin/sh
-# The jobs of docker-compose.yml: jobs.sh mlflow | keys | publish | retrain | batch-score
+# The jobs of docker-compose.yml: jobs.sh mlflow | publish | retrain | monitor | labels | keys | batch-score | registry
 #
 # No job trusts the order of start: what it needs is waited for, 60 s, then it ends with words and the restart policy
 # decides. PostgreSQL is found by libpq's own variables (PGHOST, PGUSER, PGPASSWORD), so no command line shows a password.
@@ -7,9 +7,12 @@ set -eu
 
 STATE=postgresql:///fraud
 TRACKER=http://mlflow:5000
+MODEL=fraud
 BUNDLES=/bundles
 CONFIG=${FRAUD_CONFIG:-}
 EVENTS=${CONFIG%/*}/events.parquet
+USAGE="mlflow | publish | retrain | monitor | labels | keys | batch-score | registry"
+export MLFLOW_TRACKING_URI=$TRACKER
 
 say() { echo "jobs.sh $*" >&2; }
 
@@ -49,40 +52,49 @@ PYTHON
     --allowed-hosts 'mlflow:5000,localhost:*,127.0.0.1:*'
 }
 
-train() {
-  wait_for postgres database_answers
-  wait_for mlflow tracker_answers
-  if [ ! -e "$CONFIG" ]; then
-    say "no log at $CONFIG: simulating a bank of $FRAUD_USERS users"
-    fraud simulate -o "${CONFIG%/*}" --users "$FRAUD_USERS" --days 60
-  fi
-  fraud train "$CONFIG" -o "$BUNDLES/.new" --overwrite \
-    --set "tracking.uri=$TRACKER" --set "model.name=$FRAUD_MODEL" --set "training.seed=$1"
+champion_is_there() {
+  fraud models --json | python -c 'import json, sys; sys.exit(json.load(sys.stdin)["champion"] is None)'
 }
 
-point_current_at_the_new() { # a whole version first, then one rename of the link: a reader sees the old or the new
-  version=$(sha256sum "$BUNDLES/.new/manifest.json" | cut -c 1-12)
-  if [ -d "$BUNDLES/$version" ]; then rm -r "$BUNDLES/.new"; else mv -T "$BUNDLES/.new" "$BUNDLES/$version"; fi
-  sync -f "$BUNDLES"
-  ln -sfn "$version" "$BUNDLES/.current"
-  mv -T "$BUNDLES/.current" "$BUNDLES/current"
-  say "published $version"
+retrain() { # the verdict, and exit 3 where the gate refuses
+  fraud retrain "$CONFIG" --set "tracking.uri=$TRACKER" --set "tracking.model_name=$MODEL" \
+    --set "model.name=$FRAUD_MODEL" --set "training.seed=$FRAUD_SEED" "$@"
+}
+
+first_champion() { # and the state of the users in its log, before any replica answers with it
+  if [ ! -e "$CONFIG" ]; then
+    say "no log at $CONFIG: simulating a bank of $FRAUD_USERS users"
+    fraud simulate -o "${CONFIG%/*}" --users "$FRAUD_USERS" --days 60 --fraud-rate 0.04
+  fi
+  champion_is_there 2>/tmp/reason || retrain
+  fraud publish "models:/$MODEL@champion" -o /tmp/first
+  fraud warm /tmp/first/current "$EVENTS" --state "$STATE" --config "$CONFIG"
+  rm -r /tmp/first
 }
 
 case "${1:-}" in
 mlflow)
   serve_mlflow
   ;;
-publish) # the first bundle, and the state of the users in its log; nothing where one is published
-  if bundle_is_there 2>/dev/null; then say "a bundle is published: $(readlink "$BUNDLES/current")"; exit 0; fi
-  train 0
-  fraud warm "$BUNDLES/.new" "$EVENTS" --state "$STATE" --config "$CONFIG"
-  point_current_at_the_new
+publish) # keeps the link that the replicas follow on the champion
+  wait_for postgres database_answers
+  wait_for mlflow tracker_answers
+  bundle_is_there 2>/dev/null || first_champion
+  exec fraud publish "models:/$MODEL@champion" -o "$BUNDLES" --every 2s
   ;;
-retrain) # another bundle on the log as it is now; not judged against the one before it
+retrain) # a challenger on the log as it is now; published if it is promoted. Takes the options of `fraud retrain`
+  shift
   wait_for "the first bundle" bundle_is_there
-  train "$FRAUD_SEED"
-  point_current_at_the_new
+  wait_for mlflow tracker_answers
+  retrain "$@"
+  ;;
+monitor) # exit 4 is an alarm
+  wait_for "the first bundle" bundle_is_there
+  exec fraud monitor "$BUNDLES/current" "$EVENTS" --config "$CONFIG" --html /scores/monitor.html --overwrite
+  ;;
+labels) # what the service was told, into a file that [labels] path may name
+  wait_for postgres database_answers
+  exec fraud labels pull --state "$STATE" -o "${CONFIG%/*}/labels.jsonl"
   ;;
 keys) # the options of `fraud keys add`
   shift
@@ -93,8 +105,13 @@ batch-score)
   wait_for "the first bundle" bundle_is_there
   exec fraud score "$BUNDLES/current" "$EVENTS" -o /scores/scores.parquet --config "$CONFIG" --per-event --overwrite
   ;;
+registry) # the options of `fraud models`, `fraud promote`, `fraud rollback`
+  shift
+  wait_for mlflow tracker_answers
+  exec fraud "$@"
+  ;;
 *)
-  say "mlflow | keys | publish | retrain | batch-score"
+  say "$USAGE"
   exit 2
   ;;
 esac

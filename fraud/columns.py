@@ -73,10 +73,16 @@ def declared_columns(config: Config) -> tuple[Declared, ...]:
 
 
 def declared_label_columns(config: Config) -> tuple[Declared, ...]:
-    """Return the columns of the label table: "key:X" for each key, then label, known_us and part."""
-    keys = config.labels.key if config.labels is not None else ()
+    """Return the columns of the label table: "key:X" for each key, then label, known_us, part and source."""
+    labels = config.labels
+    keys = labels.key if labels is not None else ()
     columns = [Declared(column=k, name=f"key:{k}", setting="labels.key", kind="text", is_required=True) for k in keys]
-    return (*columns, *_label_columns(config, in_log=False))
+    columns += _label_columns(config, in_log=False)
+    if labels is not None and labels.source is not None:
+        columns.append(
+            Declared(column=labels.source, name="source", setting="labels.source", kind="text", is_required=False)
+        )
+    return tuple(columns)
 
 
 def canonical_schema(declared: Sequence[Declared]) -> pa.Schema:

@@ -12,6 +12,7 @@ import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
@@ -40,7 +41,13 @@ def _read_by(read: Callable[[object, str], object], where: str) -> PlainValidato
     return PlainValidator(validate)
 
 
+def _instant_text(value: object) -> object:
+    """Return a TOML time with a zone as the text it was written as; anything else as it is."""
+    return value.isoformat() if isinstance(value, datetime) and value.tzinfo is not None else value
+
+
 Duration = Annotated[int, BeforeValidator(duration_us)]
+Instant = Annotated[str, BeforeValidator(_instant_text)]  # RFC 3339, or a TOML time
 Share = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -138,10 +145,10 @@ class SplitConfig:
 
     __pydantic_config__ = _STRICT
     by: Literal["time", "user", "column"] = "time"
-    train_from: str | None = None
-    train_until: str | None = None
-    valid_until: str | None = None
-    as_of: str | None = None
+    train_from: Instant | None = None
+    train_until: Instant | None = None
+    valid_until: Instant | None = None
+    as_of: Instant | None = None
     fractions: tuple[Share, Share, Share] = (0.7, 0.15, 0.15)
     column: str | None = None
 
@@ -466,6 +473,17 @@ def state_hash(config: Config) -> str:
     log = {name: value for name, value in asdict(config.log).items() if name not in ("events", "delimiter")}
     shape = {"log": log, "fields": asdict(config.fields), "sessions": asdict(config.sessions)}
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+def stored_state_hash(config: Config) -> str:
+    """Return sha256 hex of all that shapes what a service stores of users and entities.
+
+    Beside `state_hash` that is how labels are counted: the hour in which an event nobody has labelled counts as honest
+    was written with the event, and a label takes it back from there.
+    """
+    labels = config.labels
+    counted = None if labels is None else (labels.path is not None, labels.delay)
+    return hashlib.sha256(f"{state_hash(config)} {counted}".encode()).hexdigest()
 
 
 def config_to_toml(config: Config) -> str:

@@ -11,19 +11,28 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fraud.bundle import Bundle, BundleParts, write_bundle
 from fraud.calibration import Calibration, fit_calibration
-from fraud.config import Config, read_lists
+from fraud.chunks import labelled_chunks
+from fraud.config import Config, read_lists, state_hash
 from fraud.decisions import Policy, fit_policy
+from fraud.errors import ConfigError, DataError
 from fraud.events import FloatArray, IntArray
+from fraud.instants import instant_text
 from fraud.learning import FittedModel, fit_model
 from fraud.logs import Log
 from fraud.metrics import Examples, Metrics, average_precision, evaluate
 from fraud.preparation import Prepared, Progress, prepare
+from fraud.reference import reference_json
+from fraud.scoring import Scorer, risk_of
+from fraud.splits import END_OF_TIME_US, supervise, time_cuts
+from fraud.tables import tables_of
+
+Part = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +83,50 @@ def judge(fitted: FittedModel, prepared: Prepared, config: Config) -> Judged:
     )
 
 
+def scored_examples(scorer: Scorer, log: Log, config: Config, part: Part) -> Examples:
+    """Return the examples of one part of a labelled log, scored as production would.
+
+    Raises ConfigError without labels and for a scorer of another [log], [fields] or [sessions], DataError where the
+    part has no example.
+    """
+    if config.labels is None:
+        raise ConfigError("[labels] is missing: evaluation needs to know what is fraud")
+    if state_hash(config) != state_hash(scorer.config):
+        raise ConfigError(
+            f"bundle {scorer.version} was made for another [log], [fields] or [sessions] than this configuration "
+            "declares; see its config.toml"
+        )
+    cuts = time_cuts(config.split, log.time_us)
+    tables = tables_of(log, config)
+    columns: dict[str, list[np.ndarray]] = {"score": [], "label": [], "user": [], "amount": []}
+    n_users = 0
+    for enriched, labels, known, part_N in labelled_chunks(log, config, as_of_us=cuts.as_of_us):
+        assert labels is not None  # the configuration has labels
+        assert known is not None
+        supervision = supervise(enriched, labels, known, cuts, config, part_N)
+        wanted_N = {"train": supervision.trains_N, "valid": supervision.validates_N, "test": supervision.tests_N}[part]
+        events = enriched.events
+        logit_N = scorer.model.logits(enriched, risk_of(events, tables), wanted_N=wanted_N)
+        columns["score"].append(scorer.calibration.scores(logit_N[wanted_N]))
+        columns["label"].append(supervision.label_N[wanted_N])
+        columns["user"].append(events.user_codes()[wanted_N].astype(np.int64) + n_users)
+        if events.amount is not None:
+            columns["amount"].append(events.amount[wanted_N])
+        n_users += events.n_users
+    if not sum(len(column) for column in columns["score"]):
+        raise DataError(f"the {part} part of the log has no labelled decision event")
+    return Examples(
+        score_N=np.concatenate(columns["score"]),
+        label_N=np.concatenate(columns["label"]),
+        user_N=np.concatenate(columns["user"]),
+        amount_N=np.concatenate(columns["amount"]) if columns["amount"] else None,
+    )
+
+
 def bundle_parts(judged: Judged, prepared: Prepared, config: Config, *, packages: Mapping[str, str]) -> BundleParts:
     """Return what `write_bundle` writes for a judged model."""
-    validation = judged.calibration.scores(judged.fitted.validation_logit_V)
-    metrics = {"test": judged.test.to_json(), "validation": judged.validation.to_json(), "choice_ap": judged.choice_ap}
+    metrics: dict[str, Any] = {"test": judged.test.to_json(), "validation": judged.validation.to_json()}  # Any: JSON
+    metrics |= {"choice_ap": judged.choice_ap, "periods": periods_of(prepared)}
     return BundleParts(
         name=judged.fitted.name,
         config=config,
@@ -85,7 +134,13 @@ def bundle_parts(judged: Judged, prepared: Prepared, config: Config, *, packages
         model_files=judged.fitted.model_files,
         calibration=judged.calibration,
         policy=judged.policy,
-        reference=_reference(prepared, validation),
+        reference=reference_json(
+            prepared,
+            config,
+            judged.policy,
+            validation_score_V=judged.calibration.scores(judged.fitted.validation_logit_V),
+            test_score_T=judged.test_examples.score_N,
+        ),
         metrics=metrics,
         model_card=_model_card(judged, prepared, config),
         fingerprint=prepared.fingerprint,
@@ -93,6 +148,15 @@ def bundle_parts(judged: Judged, prepared: Prepared, config: Config, *, packages
         newest_label=None if prepared.newest_label_us is None else _instant(prepared.newest_label_us),
         packages=packages,
     )
+
+
+def periods_of(prepared: Prepared) -> dict[str, str] | None:
+    """Return where training and validation ended and what was known when, RFC 3339; None where users are split."""
+    cuts = prepared.cuts
+    if cuts.valid_until_us == END_OF_TIME_US:
+        return None
+    times = {"train_until": cuts.train_until_us, "valid_until": cuts.valid_until_us, "as_of": cuts.as_of_us}
+    return {name: instant_text(time_us) for name, time_us in times.items()}
 
 
 def _examples(prepared: Prepared, rows_R: IntArray, score_R: FloatArray, config: Config) -> Examples:
@@ -112,17 +176,6 @@ def _figures(examples: Examples, policy: Policy, config: Config) -> Metrics:
         costs=policy.costs,
         seed=config.training.seed,
     )
-
-
-def _reference(prepared: Prepared, validation_scores: FloatArray) -> dict[str, Any]:  # Any: JSON
-    """Return what a monitor compares later logs with: percentiles of the score, and how often each id stands."""
-    row_T = np.flatnonzero(prepared.in_training_N)
-    histograms = {
-        field.name: np.bincount(prepared.tokens_NF[row_T, f], minlength=field.size).tolist()
-        for f, field in enumerate(prepared.vocabulary.fields)
-    }
-    percentiles = np.percentile(validation_scores, np.arange(101)).tolist()
-    return {"score_percentiles": percentiles, "fields": histograms, "events": len(row_T)}
 
 
 def _model_card(judged: Judged, prepared: Prepared, config: Config) -> str:

@@ -24,7 +24,7 @@ from fraud.models import MODELS, FeatureModel, FusedModel, TokenModel, check_nam
 from fraud.models.fusion import N_FOLDS, cross_fitted, fit_fusion
 from fraud.preparation import Prepared, without_test
 from fraud.runtime import TreeModel, WindowModel
-from fraud.scoring import tree_logits, window_logits
+from fraud.scoring import holding, tree_logits, window_logits
 
 if TYPE_CHECKING:
     from fraud.training import EpochReport, TrainingState
@@ -189,7 +189,7 @@ def _fit_network(prepared: Prepared, config: Config, *, resume: TrainingState | 
     logit_N = window_logits(
         WindowModel(files["window.onnx"], threads=config.training.threads),
         prepared.tokens_NF,
-        _holding(chosen, scored_N),
+        holding(chosen, scored_N),
     )
     return FittedModel(
         name=config.model.name,
@@ -234,13 +234,6 @@ def _windows(prepared: Prepared, config: Config) -> Windows:
     starts_S1 = np.asarray(prepared.sequence_starts_S1)
     first_S = np.zeros(len(starts_S1) - 1, dtype=np.int64)
     return context_windows(starts_S1, first_S, config.sessions.max_events, causal=config.model.causal)
-
-
-def _holding(chosen: Windows, wanted_N: BoolArray) -> Windows:
-    """Return the windows in which a wanted row counts."""
-    total_N1 = np.concatenate([[0], np.cumsum(wanted_N)])
-    first_W, last_W = chosen.starts_W + chosen.scored_from_W, chosen.starts_W + chosen.lengths_W
-    return chosen.take(np.flatnonzero(total_N1[last_W] > total_N1[first_W]))
 
 
 def _held_out(prepared: Prepared, config: Config) -> BoolArray:

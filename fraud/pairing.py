@@ -22,10 +22,8 @@ from fraud.ranking import (
     percentile_interval,
     ranking_figures,
     resampled_ranking_figures,
-    user_weights,
 )
-
-_BLOCK_CELLS = 2_000_000  # of float64 in a block of resamples: 16 MB
+from fraud.resamples import resampled_totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,16 +109,11 @@ def mean_score_over_base_rate_ci(
     """Return the interval of the mean over fits of (sum of scores / number of frauds), on those same resamples."""
     if len(fits[0]) == 0:
         return None
-    users_U, user_N = np.unique(fits[0].user_N, return_inverse=True)
-    score_U = np.mean([np.bincount(user_N, weights=one.score_N) for one in fits], axis=0)
-    n_fraud_U = np.bincount(user_N, weights=fits[0].label_N)
-    block = max(1, _BLOCK_CELLS // len(users_U))
-    ratios: list[FloatArray] = []
-    for weight_UR in user_weights(len(users_U), n_resamples=n_resamples, seed=seed, block=block):
-        n_fraud_R = n_fraud_U @ weight_UR
-        nothing_R = np.full(len(n_fraud_R), np.nan)
-        ratios.append(np.divide(score_U @ weight_UR, n_fraud_R, out=nothing_R, where=n_fraud_R > 0))
-    return percentile_interval(np.concatenate(ratios))
+    score_N = np.mean([one.score_N for one in fits], axis=0)
+    columns = [score_N, fits[0].label_N.astype(np.float64)]
+    score_R, n_fraud_R = resampled_totals(columns, fits[0].user_N, seed=seed, n_resamples=n_resamples)
+    nothing_R = np.full(len(n_fraud_R), np.nan)
+    return percentile_interval(np.divide(score_R, n_fraud_R, out=nothing_R, where=n_fraud_R > 0))
 
 
 def check_same_examples(fits: Sequence[Examples]) -> None:

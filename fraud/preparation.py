@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,7 @@ class Prepared:
     fingerprint: str
     newest_event_us: int
     newest_label_us: int | None
+    cuts: Cuts
     report: dict[str, Any]  # Any: JSON, what was in the log
     directory: Path
 
@@ -110,6 +111,7 @@ def prepare(log: Log, config: Config, directory: Path, *, progress: Progress) ->
         "fingerprint": report.pop("fingerprint"),
         "newest_event_us": int(log.time_us.max()),
         "newest_label_us": report.pop("newest_label_us"),
+        "cuts": asdict(cuts),
         "arrays": writer.shapes,
         "report": report,
     }
@@ -123,10 +125,11 @@ def open_prepared(directory: Path) -> Prepared:
     try:
         meta = json.loads((directory / _META).read_text(encoding="utf-8"))
         vocabulary = vocabulary_from_json((directory / "vocabulary.json").read_text(encoding="utf-8"))
+        cuts = Cuts(**meta["cuts"])
         arrays = {
             name: map_array(directory / f"{name}.bin", kind, shape) for name, (kind, shape) in meta["arrays"].items()
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{directory}: not a prepared set ({error}); `fraud prepare` writes one") from None
     return Prepared(
         **arrays,
@@ -134,6 +137,7 @@ def open_prepared(directory: Path) -> Prepared:
         fingerprint=meta["fingerprint"],
         newest_event_us=meta["newest_event_us"],
         newest_label_us=meta["newest_label_us"],
+        cuts=cuts,
         report=meta["report"],
         directory=directory,
     )

@@ -81,7 +81,7 @@ def read_log(files: Sequence[Path], config: Config, quarantine: Quarantine) -> I
 
 
 def read_labels(config: Config, quarantine: Quarantine) -> pa.Table:
-    """Return the label table: the key columns as text, label int8, known_us and part where declared.
+    """Return the label table: the key columns as text, label int8, known_us, part and source where declared.
 
     `quarantine` is best its own, not the log's: its rows are of the label files. Raises DataError where the
     configuration has no label table.

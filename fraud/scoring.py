@@ -21,7 +21,7 @@ from fraud.contexts import sequences
 from fraud.decisions import DecisionArray, Policy, decide
 from fraud.enrich import Carry, Enriched, EnrichSpec, empty_carry, enrich
 from fraud.entities import EntityTable, entity_risks
-from fraud.events import Events, FloatArray, IntArray
+from fraud.events import BoolArray, Events, FloatArray, IntArray
 from fraud.features import FeatureSpec, features
 from fraud.models.fusion import Fusion
 from fraud.parallel import in_order
@@ -51,8 +51,8 @@ class LogitModel(Protocol):
         """Return the vocabulary it was fitted with."""
         ...
 
-    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
-        """Return float64 [N]."""
+    def logits(self, enriched: Enriched, risk: Risk, *, wanted_N: BoolArray | None = None) -> FloatArray:
+        """Return float64 [N]; of the wanted rows alone where that is said, and anything at the others."""
         ...
 
 
@@ -66,8 +66,8 @@ class NetworkModel:
     step: StepModel | None = None
     kind: Literal["network"] = "network"
 
-    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
-        """Return float64 [N]."""
+    def logits(self, enriched: Enriched, risk: Risk, *, wanted_N: BoolArray | None = None) -> FloatArray:
+        """Return float64 [N]; of the wanted rows alone where that is said, NaN at most of the others."""
         tokens_NF = encode(enriched, risk, self.vocabulary)
         cut = sequences(enriched, self.config.sessions.scope)
         chosen = context_windows(
@@ -76,7 +76,7 @@ class NetworkModel:
             self.config.sessions.max_events,
             causal=self.config.model.causal,
         )
-        return window_logits(self.network, tokens_NF, chosen)
+        return window_logits(self.network, tokens_NF, chosen if wanted_N is None else holding(chosen, wanted_N))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,13 @@ class BoostingModel:
     config: Config
     kind: Literal["boosting"] = "boosting"
 
-    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
-        """Return float64 [N]."""
+    def logits(self, enriched: Enriched, risk: Risk, *, wanted_N: BoolArray | None = None) -> FloatArray:
+        """Return float64 [N]; of the wanted rows alone where that is said, NaN at the others."""
         spec = feature_spec(self.config)
-        logit_N = np.empty(len(enriched.events), dtype=np.float64)
-        for first in range(0, len(logit_N), FEATURE_ROWS):
-            rows_R = np.arange(first, min(first + FEATURE_ROWS, len(logit_N)))
+        logit_N = np.full(len(enriched.events), np.nan, dtype=np.float64)
+        wanted_R = np.arange(len(logit_N)) if wanted_N is None else np.flatnonzero(wanted_N)
+        for first in range(0, len(wanted_R), FEATURE_ROWS):
+            rows_R = wanted_R[first : first + FEATURE_ROWS]
             logit_N[rows_R] = self.trees.logits(features(enriched, risk, self.vocabulary, spec, rows_R))
         return logit_N
 
@@ -111,9 +112,10 @@ class FusedModel:
         """Return the vocabulary that all members share."""
         return self.members[0].vocabulary
 
-    def logits(self, enriched: Enriched, risk: Risk) -> FloatArray:
-        """Return float64 [N]."""
-        return self.fusion.logits(np.stack([member.logits(enriched, risk) for member in self.members], axis=1))
+    def logits(self, enriched: Enriched, risk: Risk, *, wanted_N: BoolArray | None = None) -> FloatArray:
+        """Return float64 [N]; of the wanted rows alone where that is said, NaN at most of the others."""
+        logits = [member.logits(enriched, risk, wanted_N=wanted_N) for member in self.members]
+        return self.fusion.logits(np.stack(logits, axis=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +222,13 @@ def window_logits(network: WindowModel, tokens_NF: TokenArray, chosen: Windows) 
         row_R, window_R, step_R = counted(batch)
         logit_N[row_R] = logits_BT[window_R, step_R]
     return logit_N
+
+
+def holding(chosen: Windows, wanted_N: BoolArray) -> Windows:
+    """Return the windows in which a wanted row counts."""
+    total_N1 = np.concatenate([[0], np.cumsum(wanted_N)])
+    first_W, last_W = chosen.starts_W + chosen.scored_from_W, chosen.starts_W + chosen.lengths_W
+    return chosen.take(np.flatnonzero(total_N1[last_W] > total_N1[first_W]))
 
 
 def tree_logits(trees: TreeModel, features_RC: npt.NDArray[np.float32], rows_R: IntArray) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.audit import audit, keys
+from pipelines.life import add_commands
 from pipelines.options import EXIT_FAILED, AsJson, BundleDirectory, ConfigFile, Overrides, Overwrite, Resume, run
 from pipelines.serve import serve, serve_demo, warm
 
@@ -342,6 +343,7 @@ def explain(
 
 app.command()(warm)
 app.command()(serve)
+add_commands(app)
 app.add_typer(audit, name="audit")
 app.add_typer(keys, name="keys")
 

@@ -30,7 +30,8 @@ from pipelines.console import Screen, interval, spoken_s
 from pipelines.files import check_output, directory_written_whole, written_whole
 from pipelines.jobs import Job, read_fit, run_jobs
 from pipelines.pictures import pictures
-from pipelines.tracking import RunRecord, track, track_parent
+from pipelines.records import RunRecord
+from pipelines.tracking import track, track_parent
 from pipelines.train import Fit, discard, prepared_for, publish, record_of
 
 Json = dict[str, Any]  # Any: JSON
@@ -186,13 +187,11 @@ def track_contest(
         fit_s=sum(fit.fit_s for fits in contest.fits.values() for fit in fits),
     )
     files = [out / REPORT, out / PAGE, *sorted((out / PICTURES).iterdir())]
-    parent_id = track_parent(parent, files, config, screen, keep_as=out / "comparison")
-    runs: dict[str, str | None] = {"comparison": parent_id}
+    runs = {"comparison": track_parent(parent, files, config, screen, keep_as=out / "comparison")}
     for name in contest.lineup.names:
         chosen = scorer_config(config, name, contest.lineup.members, 0)
         record = record_of(contest.judged[name][0], contest.fits[name][0], prepared, chosen)
-        tags = {**record.tags} if parent_id is None else {**record.tags, "mlflow.parentRunId": parent_id}
-        runs[name] = track(replace(record, tags=tags), out / BUNDLES / name, chosen, screen)
+        runs[name] = track(replace(record, parent=parent.id), out / BUNDLES / name, chosen, screen)
     return runs
 
 

@@ -1,73 +1,37 @@
 """The pictures of a comparison: precision and recall, calibration, paired differences, each as SVG and PNG.
 
-Colours are those of Okabe & Ito (2008), which a colour-blind person tells apart, and each scorer has a line style and a
-marker of its own. In the SVG all that is not data takes the colour of the text around it, so that it reads on a light
-page and on a dark one.
+Each scorer has a colour, a line style and a marker of its own.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fraud.comparison import Comparison
 from fraud.curves import precision_recall, reliability
 from fraud.metrics import Examples
+from pipelines.drawing import COLOURS, Picture, edge, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INK = "#010203"  # stands for "the colour of the text" until the SVG is written
-_PAPER_INK = "#222222"
 _SIZE = (6.4, 4.4)
 _MOST_POINTS = 400
-
-
-class Picture(NamedTuple):
-    """name: of a file. title, text: what it shows. svg: an element for a page. png: an image."""
-
-    name: str
-    title: str
-    text: str
-    svg: str
-    png: bytes
 
 
 def pictures(comparison: Comparison, examples: Mapping[str, Sequence[Examples]]) -> list[Picture]:
     """Return the pictures that these data give; without a test fraud there is none. Curves are of the first seed."""
     first = {name: of_scorer[0] for name, of_scorer in examples.items()}
-    drawn: list[Picture] = []
-    if any(one.label_N.any() for one in first.values()):
-        drawn.append(
-            _picture(
-                "precision_recall",
-                "Precision and recall",
-                "Going down the ranking: of the alerts so far, how many are fraud (up), and how many of the frauds are "
-                "among them (right). Higher is better.",
-                _SIZE,
-                lambda axes: _draw_precision_recall(axes, first),
-            )
-        )
-        drawn.append(
-            _picture(
-                "calibration",
-                "Calibration",
-                "Test examples in 15 groups of equal size by score: where the score says 1%, is 1% fraud? On the "
-                "diagonal it is; below it, the score is too high.",
-                _SIZE,
-                lambda axes: _draw_reliability(axes, first),
-            )
-        )
+    drawn = curves(first)
     if comparison.paired:
         height = 1.4 + 0.42 * len(comparison.paired)
         drawn.append(
-            _picture(
+            picture(
                 "differences",
                 "Paired differences",
                 "Average precision of the first scorer minus that of the second, on the same resamples of users: an "
@@ -79,7 +43,7 @@ def pictures(comparison: Comparison, examples: Mapping[str, Sequence[Examples]])
     if comparison.ablation and any(any(one.without.values()) for one in comparison.ablation.values()):
         height = 1.4 + 0.42 * sum(len(one.without) for one in comparison.ablation.values())
         drawn.append(
-            _picture(
+            picture(
                 "ablation",
                 "What order and time are worth",
                 "Average precision lost when the scorer is fitted again on histories without their order, without "
@@ -91,32 +55,28 @@ def pictures(comparison: Comparison, examples: Mapping[str, Sequence[Examples]])
     return drawn
 
 
-def _picture(name: str, title: str, text: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> Picture:
-    png = _rendered(size, draw, ink=_PAPER_INK, kind="png")
-    svg = _rendered(size, draw, ink=_INK, kind="svg").decode("utf-8")
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Ids are unique within a page only if each picture has its own.
-    svg = svg.replace('id="', f'id="{name}-').replace('="#', f'="#{name}-').replace("url(#", f"url(#{name}-")
-    return Picture(name, title, text, svg, png)
-
-
-def _rendered(size: tuple[float, float], draw: Callable[[Axes], None], *, ink: str, kind: str) -> bytes:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    # A fixed salt and no date: the same comparison gives the same bytes.
-    style: dict[Any, Any] = {"svg.hashsalt": "fraud", "svg.fonttype": "path", "font.size": 10.5, "axes.edgecolor": ink}
-    style |= {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        file = io.BytesIO()
-        if kind == "svg":
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        else:
-            figure.savefig(file, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return file.getvalue()
+def curves(examples: Mapping[str, Examples]) -> list[Picture]:
+    """Return precision and recall, and calibration, of scorers on the same examples; nothing without a fraud."""
+    if not any(one.label_N.any() for one in examples.values()):
+        return []
+    return [
+        picture(
+            "precision_recall",
+            "Precision and recall",
+            "Going down the ranking: of the alerts so far, how many are fraud (up), and how many of the frauds are "
+            "among them (right). Higher is better.",
+            _SIZE,
+            lambda axes: _draw_precision_recall(axes, examples),
+        ),
+        picture(
+            "calibration",
+            "Calibration",
+            "Test examples in 15 groups of equal size by score: where the score says 1%, is 1% fraud? On the "
+            "diagonal it is; below it, the score is too high.",
+            _SIZE,
+            lambda axes: _draw_reliability(axes, examples),
+        ),
+    ]
 
 
 def _draw_precision_recall(axes: Axes, examples: Mapping[str, Examples]) -> None:
@@ -130,7 +90,7 @@ def _draw_precision_recall(axes: Axes, examples: Mapping[str, Examples]) -> None
         shown = chosen[curve.x_P[chosen] * one.label_N.sum() >= min(3, one.label_N.sum())]
         axes.plot(curve.x_P[shown], curve.y_P[shown], color=colour, linestyle=dashes, linewidth=1.9, label=name)
     rate = next(iter(examples.values())).label_N.mean()
-    axes.axhline(rate, color=_edge(axes), linewidth=0.9, alpha=0.6, label=f"chance: {rate:.2%}")
+    axes.axhline(rate, color=edge(axes), linewidth=0.9, alpha=0.6, label=f"chance: {rate:.2%}")
     axes.set(xlabel="recall: share of the frauds found", ylabel="precision: share of alerts that are fraud")
     axes.set(xlim=(0, 1.005), ylim=(0, 1.02))
     axes.legend(handlelength=3.2)
@@ -141,7 +101,7 @@ def _draw_reliability(axes: Axes, examples: Mapping[str, Examples]) -> None:
     known = [curve for curve in curves.values() if curve is not None]
     lowest = min(float(min(curve.x_P.min(), _positive_min(curve.y_P))) for curve in known)
     floor = max(lowest / 2, 1e-6)
-    axes.plot([floor, 1], [floor, 1], color=_edge(axes), linewidth=0.9, alpha=0.6)
+    axes.plot([floor, 1], [floor, 1], color=edge(axes), linewidth=0.9, alpha=0.6)
     for place, (name, curve) in enumerate(curves.items()):
         if curve is None:
             continue
@@ -151,7 +111,7 @@ def _draw_reliability(axes: Axes, examples: Mapping[str, Examples]) -> None:
         axes.plot(x_P[is_some_P], y_P[is_some_P], color=colour, linestyle=dashes, linewidth=1.1, alpha=0.7)
         axes.plot(x_P[is_some_P], y_P[is_some_P], marker, color=colour, markersize=6, label=name)
         axes.plot(x_P[~is_some_P], y_P[~is_some_P], marker, color=colour, markersize=5, fillstyle="none", alpha=0.8)
-    axes.plot([], [], "o", color=_edge(axes), markersize=5, fillstyle="none", label="no fraud in the group")
+    axes.plot([], [], "o", color=edge(axes), markersize=5, fillstyle="none", label="no fraud in the group")
     axes.set(xscale="log", yscale="log", xlim=(floor / 1.5, 1.4), ylim=(floor / 1.5, 1.4))
     axes.minorticks_off()  # two thirds of the time of drawing
     for axis in (axes.xaxis, axes.yaxis):
@@ -179,10 +139,10 @@ def _draw_worth(axes: Axes, comparison: Comparison) -> None:
 
 def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> None:
     """Draw one interval a row: clear of 0 in colour with a full marker, else grey with a hollow one."""
-    axes.axvline(0, color=_edge(axes), linewidth=0.9, alpha=0.6)
+    axes.axvline(0, color=edge(axes), linewidth=0.9, alpha=0.6)
     for place, (_, diff, (low, high)) in enumerate(rows):
         is_clear = low > 0 or high < 0
-        colour = _COLOURS[0] if is_clear else _COLOURS[6]
+        colour = COLOURS[0] if is_clear else COLOURS[6]
         axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot(diff, place, "o", color=colour, markersize=6.5, fillstyle="full" if is_clear else "none")
         axes.annotate(
@@ -201,12 +161,7 @@ def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, tuple[float, fl
 
 
 def _style(place: int) -> tuple[str, str | tuple[int, tuple[int, ...]], str]:
-    return _COLOURS[place % len(_COLOURS)], _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
-
-
-def _edge(axes: Axes) -> Any:  # Any: a colour as matplotlib gives it
-    """Return the ink of this rendering."""
-    return axes.spines["left"].get_edgecolor()
+    return COLOURS[place % len(COLOURS)], _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
 
 
 def _thinned(n: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from fraud.events import Events
 from fraud.golden import golden_from_json
 from fraud.manifest import MANIFEST, VERSION_DIGITS, read_manifest
 from fraud.tables import EVENT_SCHEMA, score_rows, scoring_config
+from pipelines.mlflow_client import asked_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,19 +127,32 @@ def _plain(cell: object) -> object:
 
 
 def log_model(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path) -> str:
-    """Return the id of the model that MLflow now holds: the bundle's files and what loads them."""
+    """Return the id of the model that MLflow now holds: the bundle's files and what loads them.
+
+    A run has one: what an earlier call began is gone on with.
+    """
     from mlflow.entities import LoggedModelOutput
 
-    bundle_version = read_manifest(bundle)[1][:VERSION_DIGITS]
-    model_id = client.create_logged_model(
-        experiment_id, name=MODEL, source_run_id=run_id, tags={"bundle_version": bundle_version}, model_type="fraud"
-    ).model_id
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    with tempfile.TemporaryDirectory() as folder:
-        write_flavour(bundle, Path(folder), model_id=model_id, run_id=run_id)
-        client.log_model_artifacts(model_id, folder)
-    client.log_model_artifacts(model_id, str(bundle), BUNDLE)
-    client.finalize_logged_model(model_id, "READY")
+    begun = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    if not begun:
+        bundle_version = read_manifest(bundle)[1][:VERSION_DIGITS]
+        tags = {"bundle_version": bundle_version}
+        with asked_once():
+            begun = [
+                client.create_logged_model(
+                    experiment_id, name=MODEL, source_run_id=run_id, tags=tags, model_type="fraud"
+                )
+            ]
+    model_id, outputs = begun[0].model_id, client.get_run(run_id).outputs
+    if outputs is None or model_id not in {output.model_id for output in outputs.model_outputs}:
+        with asked_once():
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    if begun[0].status != "READY":
+        with tempfile.TemporaryDirectory() as folder:
+            write_flavour(bundle, Path(folder), model_id=model_id, run_id=run_id)
+            client.log_model_artifacts(model_id, folder)
+        client.log_model_artifacts(model_id, str(bundle), BUNDLE)
+        client.finalize_logged_model(model_id, "READY")
     return model_id
 
 

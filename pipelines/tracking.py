@@ -6,48 +6,38 @@ work, or is interrupted, the record stays in `untracked/` beside the bundle.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fraud.config import Config, config_to_toml
+from fraud.errors import DataError, FraudError
+from fraud.manifest import VERSION_DIGITS, read_manifest
 from pipelines.console import Screen
-from pipelines.files import written_whole
+from pipelines.mlflow_client import SQLITE, absolute_uri, alone, answered, asked_once, client_of, without_password
 from pipelines.pyfunc import log_model
+from pipelines.records import UNTRACKED, RunRecord, UntoldRun, kept
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
 
+RECORD_TAG = "fraud.record"  # of a run: the id of its record
+_PARENT_TAG = "mlflow.parentRunId"
+_FINISHED = "FINISHED"
 _MAX_PARAMETER = 500
-_SQLITE = "sqlite:///"
 _ATTEMPTS = 5  # to open a store that another process is just making
 _PAUSE_S = 0.1  # before the second attempt twice this, and twice as long before each that follows
 _COLLISIONS = ("RESOURCE_ALREADY_EXISTS", "already exists", "duplicate column", "database is locked")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """What the tracker is told of one training: history has the figures of each epoch, in order."""
-
-    name: str
-    parameters: Mapping[str, str]
-    history: Sequence[Mapping[str, float]]
-    metrics: Mapping[str, float]
-    tags: Mapping[str, str]
-    fit_s: float
-
-
 def track(record: RunRecord, bundle: Path, config: Config, screen: Screen) -> str | None:
     """Return the id of the MLflow run that holds the record and the bundle as a model, None where that failed."""
-    kept = bundle.parent / "untracked" / f"{bundle.name}.json"
-    return _told(record, config, screen, bundle=bundle, files=(), kept=kept)
+    run = _untold(record, config, bundle=bundle, files=())
+    return _told(run, bundle.parent / UNTRACKED / f"{bundle.name}.json", screen)
 
 
 def track_parent(
@@ -55,109 +45,168 @@ def track_parent(
 ) -> str | None:
     """Return the id of the MLflow run that holds the record and these files, None where that failed.
 
-    Other runs stand below it that have the tag mlflow.parentRunId. keep_as: where the record would be kept.
+    Other runs stand below it whose record names this one as its parent. keep_as: where the record would be kept.
     """
-    kept = keep_as.parent / "untracked" / f"{keep_as.name}.json"
-    return _told(record, config, screen, bundle=None, files=files, kept=kept)
+    run = _untold(record, config, bundle=None, files=tuple(files))
+    return _told(run, keep_as.parent / UNTRACKED / f"{keep_as.name}.json", screen)
 
 
-def _told(
-    record: RunRecord, config: Config, screen: Screen, *, bundle: Path | None, files: Sequence[Path], kept: Path
-) -> str | None:
-    uri = tracking_uri(config)
-    # First, and removed when the tracker has it: whatever ends this process in between, the record is not lost.
-    _keep(record, kept, screen)
-    try:
-        run_id = _log(record, config, uri, bundle=bundle, files=files)
-    except KeyboardInterrupt:
-        screen.warn(f"interrupted before the tracker at {uri} had the run; it is kept in {kept}")
-        raise
-    # Whatever the tracker raises (its own errors, SQL, HTTP, sockets), the bundle is trained and must stay usable.
-    except Exception as error:  # noqa: BLE001
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        screen.warn(f"the tracker at {uri} did not take the run ({reason[:200]}); it is kept in {kept}")
-        return None
-    kept.unlink(missing_ok=True)
-    with suppress(OSError):  # others are kept there
-        kept.parent.rmdir()
-    return run_id
+def tell(run: UntoldRun, uri: str) -> str:
+    """Return the id of the MLflow run that holds all of a run, at this URI.
+
+    May be called again, whatever ended it: a run that has the record's tag is gone on with, and never made twice.
+    Raises DataError where a file of the run is gone, ConnectionError where the tracker does not take it.
+    """
+    _check_parts(run)
+    with answered(uri):
+        with asked_once():  # who does not answer here costs one timeout
+            client, experiment_id = _opened(run.experiment, uri)
+            found = _run_of(client, experiment_id, run.record.id, *run.earlier_ids)
+            if found is None:
+                found = _made(client, experiment_id, run)
+            elif found.data.tags[RECORD_TAG] != run.record.id:
+                client.set_tag(found.info.run_id, RECORD_TAG, run.record.id)  # what stands below it says this one
+        if found.info.status != _FINISHED:
+            _filled(client, experiment_id, found.info.run_id, run)
+        return found.info.run_id
 
 
-def _keep(record: RunRecord, kept: Path, screen: Screen) -> None:
-    text = json.dumps(asdict(record), indent=1)
-    for _ in range(_ATTEMPTS):
+def _untold(record: RunRecord, config: Config, *, bundle: Path | None, files: tuple[Path, ...]) -> UntoldRun:
+    return UntoldRun(
+        record=record,
+        ended_ms=int(time.time() * 1000),
+        uri=tracking_uri(config),
+        experiment=config.tracking.experiment,
+        config=config_to_toml(config),
+        bundle=bundle,
+        bundle_version=None if bundle is None else _version(bundle),
+        files=files,
+    )
+
+
+def _told(run: UntoldRun, wanted: Path, screen: Screen) -> str | None:
+    with ExitStack() as keeping:
+        place: Path | None = None
         try:
-            with written_whole(kept) as aside:
-                aside.write_text(text, encoding="utf-8")
-            return
-        except FileNotFoundError:  # a run beside this one was told, and removed the folder that was empty
-            continue
+            # First, and removed when the tracker has it: whatever ends this process in between, it is not lost.
+            run, place = keeping.enter_context(kept(run, wanted))
         except OSError as error:
-            screen.warn(f"{kept}: the record of the run cannot be kept there ({error.strerror})")
-            return
+            screen.warn(f"{wanted}: the record of the run cannot be kept there ({error.strerror})")
+        later = "it is lost" if place is None else f"it is kept in {place}; `fraud track --resend` logs it"
+        try:
+            run_id = tell(run, run.uri)
+        except KeyboardInterrupt:
+            screen.warn(f"interrupted before the tracker at {without_password(run.uri)} had the run; {later}")
+            raise
+        # The bundle is trained and must stay usable, whatever the tracker says.
+        except (FraudError, OSError) as error:
+            screen.warn(f"{error}; the run is not in the tracker: {later}")
+            return None
+        if place is not None:
+            place.unlink(missing_ok=True)
+        return run_id
 
 
 def tracking_uri(config: Config) -> str:
     """Return the tracking URI; a relative SQLite path starts at the folder of the configuration."""
-    uri = config.tracking.uri
-    if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
-        return f"{_SQLITE}{(config.root / uri.removeprefix(_SQLITE)).resolve()}"
-    return uri
+    return absolute_uri(config.tracking.uri, config.root)
 
 
-def _log(record: RunRecord, config: Config, uri: str, *, bundle: Path | None, files: Sequence[Path]) -> str:
-    # A tracker that is away must cost seconds, not MLflow's own minutes of retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # how it makes its tables is not ours to tell
-    from mlflow.entities import Metric, Param
+def _check_parts(run: UntoldRun) -> None:
+    for file in run.files:
+        if not file.is_file():
+            raise DataError(f"{file}: an artefact of the run {run.record.name!r} is gone; put it back")
+    if run.bundle is None:
+        return
+    wanted = f"the bundle of the run {run.record.name!r}, version {run.bundle_version}"
+    if not run.bundle.is_dir():
+        raise DataError(f"{run.bundle}: expected {wanted}, which is gone; put it back")
+    if (version := _version(run.bundle)) != run.bundle_version:
+        raise DataError(f"{run.bundle}: expected {wanted}; found version {version}")
 
-    client, experiment_id = _opened(config, uri)
-    now_ms = int(time.time() * 1000)
+
+def _version(bundle: Path) -> str:
+    return read_manifest(bundle)[1][:VERSION_DIGITS]
+
+
+def _run_of(client: MlflowClient, experiment_id: str, *record_ids: str) -> Run | None:
+    """Return the run of a record that has these ids, None where the tracker has none.
+
+    There are two where the tracker made one after its answer was given up, and the next telling came before it was
+    there: the one that is further stays.
+    """
+    runs = [
+        run
+        for record_id in record_ids
+        for run in client.search_runs([experiment_id], f"tags.`{RECORD_TAG}` = '{record_id}'")
+    ]
+    if not runs:
+        return None
+    first, *others = sorted(runs, key=lambda run: (run.info.status != _FINISHED, run.info.run_id))
+    for run in others:
+        client.delete_run(run.info.run_id)
+    return first
+
+
+def _made(client: MlflowClient, experiment_id: str, run: UntoldRun) -> Run:
+    """Return a new run with the tags of a record."""
+    record = run.record
+    tags = {"mlflow.source.name": "fraud", **record.tags, RECORD_TAG: record.id}
+    if record.parent is not None:
+        parent = _run_of(client, experiment_id, record.parent)
+        if parent is None:
+            raise DataError(f"the run {record.name!r} stands below one that the tracker does not have; resend both")
+        tags[_PARENT_TAG] = parent.info.run_id
     # The run is told when it is over; its start is set back, so that its duration is that of the fit.
-    started_ms = now_ms - int(record.fit_s * 1000)
-    tags = {"mlflow.source.name": "fraud", **record.tags}
-    run = client.create_run(experiment_id, start_time=started_ms, tags=tags, run_name=record.name)
-    run_id = run.info.run_id
-    metrics = [
-        Metric(name, value, now_ms, step)
-        for step, epoch in enumerate(record.history, 1)
-        for name, value in epoch.items()
-    ]
-    model_id = None if bundle is None else log_model(client, experiment_id, run_id, bundle)
-    metrics += [
-        Metric(name, value, now_ms, 0, model_id=model_id, run_id=run_id)
-        for name, value in {**record.metrics, "fit_s": record.fit_s}.items()
-    ]
+    started_ms = run.ended_ms - int(record.fit_s * 1000)
+    return client.create_run(experiment_id, start_time=started_ms, tags=tags, run_name=record.name)
+
+
+def _filled(client: MlflowClient, experiment_id: str, run_id: str, run: UntoldRun) -> None:
+    """Log what a run holds, and end it. All of it is the same when it is logged again."""
+    from mlflow.entities import Param
+
+    record = run.record
+    model_id = None if run.bundle is None else log_model(client, experiment_id, run_id, run.bundle)
     parameters = [Param(name, value[:_MAX_PARAMETER]) for name, value in record.parameters.items()]
-    client.log_batch(run_id, metrics, parameters)
-    for path in files:
+    client.log_batch(run_id, _metrics(run, run_id, model_id), parameters)
+    for path in run.files:
         client.log_artifact(run_id, str(path))
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "config.toml"
-        config_file.write_text(config_to_toml(config), encoding="utf-8")
+        config_file.write_text(run.config, encoding="utf-8")
         client.log_artifact(run_id, str(config_file))
-    client.set_terminated(run_id)
-    return run_id
+    client.set_terminated(run_id, end_time=run.ended_ms)
 
 
-def _opened(config: Config, uri: str) -> tuple[MlflowClient, str]:
+def _metrics(run: UntoldRun, run_id: str, model_id: str | None) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    of_epochs = [
+        Metric(name, value, run.ended_ms, step)
+        for step, epoch in enumerate(run.record.history, 1)
+        for name, value in epoch.items()
+    ]
+    figures = {**run.record.metrics, "fit_s": run.record.fit_s}
+    return of_epochs + [
+        Metric(name, value, run.ended_ms, 0, model_id=model_id, run_id=run_id) for name, value in figures.items()
+    ]
+
+
+def _opened(experiment: str, uri: str) -> tuple[MlflowClient, str]:
     """Return a client and the id of the experiment, which is made where it is not there.
 
     Two that use a store for the first time at once would both make its tables, or the experiment. Those of ours wait
     for each other; what another program made in between is found at the next attempt.
     """
-    from mlflow import MlflowClient
-
-    name = config.tracking.experiment
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with _alone(uri):
-                client = MlflowClient(tracking_uri=uri)
-                experiment = client.get_experiment_by_name(name)
-                if experiment is None:
-                    return client, client.create_experiment(name, artifact_location=_artifacts(uri))
-                return client, experiment.experiment_id
+            client = client_of(uri)
+            with alone(uri):
+                found = client.get_experiment_by_name(experiment)
+                if found is None:
+                    return client, client.create_experiment(experiment, artifact_location=_artifacts(uri))
+                return client, found.experiment_id
         # MLflow's own errors and SQLAlchemy's have no common kind; they are told apart by what they say.
         except Exception as error:
             if attempt == _ATTEMPTS or not any(mark in str(error) for mark in _COLLISIONS):
@@ -166,24 +215,8 @@ def _opened(config: Config, uri: str) -> tuple[MlflowClient, str]:
     raise AssertionError("the last attempt returns or raises")
 
 
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold the folder of a local SQLite store while the block runs; the kernel lets go when the process ends."""
-    if not uri.startswith(_SQLITE):
-        yield
-        return
-    folder = Path(uri.removeprefix(_SQLITE)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _artifacts(uri: str) -> str | None:
     """Return where artefacts go: beside a local SQLite store, or where a server says."""
-    if uri.startswith(_SQLITE):
-        return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").resolve().as_uri()
+    if uri.startswith(SQLITE):
+        return (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").resolve().as_uri()
     return None

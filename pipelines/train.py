@@ -28,7 +28,8 @@ from fraud.preparation import Prepared, open_prepared, prepare
 from pipelines.console import Advance, Screen, interval
 from pipelines.files import check_output, directory_written_whole, replace_directory, written_whole
 from pipelines.prepare import counts, show_counts, write_quarantine
-from pipelines.tracking import RunRecord, track
+from pipelines.records import RunRecord
+from pipelines.tracking import track
 
 if TYPE_CHECKING:
     from fraud.training import EpochReport, TrainingState

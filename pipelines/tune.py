@@ -25,8 +25,9 @@ from fraud.preparation import Prepared, without_test
 from fraud.rules import ListFile
 from pipelines.console import Screen, spoken_s
 from pipelines.files import check_output, written_whole
+from pipelines.records import RunRecord
 from pipelines.search_space import Value, search_space, with_settings
-from pipelines.tracking import RunRecord, track_parent
+from pipelines.tracking import track_parent
 from pipelines.train import discard, parameters_of, prepared_for
 from pipelines.trials import Done, best_of, halves_of, read_logits, run_trials
 from pipelines.tuning_picture import tuning_picture

@@ -1,4 +1,4 @@
-"""`python -m service COMMAND`: what `fraud serve`, `fraud warm`, `fraud audit` and `fraud keys` become.
+"""`python -m service COMMAND`: what `fraud serve`, `warm`, `audit`, `keys` and `labels` become.
 
 Errors are one line on stderr; exit 0 done, 1 failed, 2 bad input or configuration.
 """
@@ -26,11 +26,15 @@ def main() -> int:
     except StoreDown as error:
         sys.stderr.write(f"error: --state: {error}\n")
         return EXIT_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
+        return EXIT_FAILED
 
 
 def _run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="fraud", allow_abbrev=False)
-    parser.add_argument("command", choices=("serve", "warm", "audit", "keys"))
+    parser.add_argument("command", choices=("serve", "warm", "audit", "keys", "labels"))
     command, rest = parser.parse_args(arguments[:1]).command, arguments[1:]
     if command == "serve":
         return _serve(_serve_options().parse_args(rest))
@@ -40,6 +44,10 @@ def _run(arguments: Sequence[str]) -> int:
         from service.audit_command import audit_command
 
         return audit_command(rest)
+    if command == "labels":
+        from service.label_export import labels_command
+
+        return labels_command(rest)
     from service.keys import keys_command
 
     return keys_command(rest)

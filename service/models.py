@@ -7,7 +7,6 @@ not known here: see `service.follow`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from fraud.bundle import Bundle, load_bundle
-from fraud.config import Config, state_hash
+from fraud.config import Config, stored_state_hash
 from fraud.decisions import policy_version
 from fraud.errors import BundleError, ConfigError, FraudError
 from fraud.manifest import MANIFEST
@@ -103,7 +102,7 @@ class ModelHolder:
         self._counts: Counter[str] = Counter()
         self._last_refusal = ""
         self.current = self.load(directory)
-        self.state_hash = state_of(self.current.bundle.scorer.config)
+        self.state_hash = stored_state_hash(self.current.bundle.scorer.config)
         give_back_memory()  # what the checks needed: 2 to 10 MB
 
     @property
@@ -121,7 +120,7 @@ class ModelHolder:
             percentiles = _percentiles(bundle)
         except _UNLOADABLE as error:
             raise RefusedBundle(BAD_BUNDLE, str(error) or repr(error)) from None
-        config, made_for = bundle.scorer.config, state_of(bundle.scorer.config)
+        config, made_for = bundle.scorer.config, stored_state_hash(bundle.scorer.config)
         if not config.log.has_clock:
             raise RefusedBundle(NO_CLOCK, f'{directory}: log.time = "position": a request tells times, not positions')
         if not config.model.causal:
@@ -183,17 +182,6 @@ def percentile(scores: Sequence[float], score: float) -> float:
         return 100.0
     low, high = scores[n_at_most - 1], scores[n_at_most]
     return n_at_most - 1 + (score - low) / (high - low)
-
-
-def state_of(config: Config) -> str:
-    """Return the hash of all that shapes what is stored of users and entities.
-
-    Beside `fraud.config.state_hash` that is how labels are counted: the hour in which an event nobody has labelled
-    counts as honest was written with the event, and a label takes it back from there.
-    """
-    labels = config.labels
-    counted = None if labels is None else (labels.path is not None, labels.delay)
-    return hashlib.sha256(f"{state_hash(config)} {counted}".encode()).hexdigest()
 
 
 def bundle_directory(path: Path) -> Path:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from fraud.config import stored_state_hash
 from fraud.errors import ConfigError, FraudError
 from service.app import create_app
 from service.auth import Keys, check_host, is_loopback
@@ -30,7 +31,7 @@ from service.limits import Limits, Load
 from service.logs import configure_logs, pairs
 from service.memory import give_back_large_blocks, give_back_memory
 from service.metrics import Metrics
-from service.models import ModelHolder, RefusedBundle, bundle_directory, state_of
+from service.models import ModelHolder, RefusedBundle, bundle_directory
 from service.schemas import schema_of
 from service.server import listen, server_of
 from service.shadow import Shadow
@@ -95,7 +96,7 @@ def _serve_one(options: ServeOptions) -> int:
         options,
         (ConfigError, RefusedBundle, StoreDown),
     )
-    store.set_state_hash(state_of(holder.current.bundle.scorer.config))
+    store.set_state_hash(stored_state_hash(holder.current.bundle.scorer.config))
     challenger = None if options.shadow is None else holder.load(bundle_directory(options.shadow))
     shadow: Shadow | None = None
     ticker = Ticker(store, n_users=options.users, now_us=clock.wall_us)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fraud.carries import Carries, ranges
 from fraud.carry_pool import carry_to_bytes
-from fraud.config import Config, LabelsConfig, SplitConfig, load_config, state_hash
+from fraud.config import Config, LabelsConfig, SplitConfig, load_config, state_hash, stored_state_hash
 from fraud.enrich import Enriched, empty_carry
 from fraud.entities import HOUR_US, EntityTable
 from fraud.errors import ConfigError
@@ -26,7 +26,6 @@ from fraud.live import kept_from, risk_of_rows
 from fraud.rows import EventRow, rows_of_events
 from fraud.scoring import enrich_spec
 from service.counters import LabelState, label_hours, summed
-from service.models import state_of
 from service.payloads import StoredRow, risk_cells, rows_to_bytes
 from service.state.store import (
     KEEP_EVENTS_US,
@@ -81,7 +80,7 @@ def warm(
     from fraud.tables import tables_of
 
     config = _log_config(bundle_config, events, labels_from)
-    made_for = state_of(bundle_config)
+    made_for = stored_state_hash(bundle_config)
     if (held := store.state_hash()) not in (None, made_for):
         raise ConfigError(
             f"--state: the store holds the state {str(held)[:12]}, the bundle reads {made_for[:12]} ([log], [fields] "

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fraud.config import stored_state_hash
 from service.clock import Clock
 from service.inquiries import Inquiries
-from service.models import ModelHolder, state_of
+from service.models import ModelHolder
 from service.problems import Problem
 from service.schemas import schema_of
 from service.state.opening import open_store
@@ -24,7 +25,7 @@ class InProcess:
         self.clock = Clock("log")
         self.store = open_store(state, now_us=self.clock.wall_us)
         self.holder = ModelHolder(bundle, state_hash=self.store.state_hash(), schema_of=schema_of)
-        self.store.set_state_hash(state_of(self.holder.current.bundle.scorer.config))
+        self.store.set_state_hash(stored_state_hash(self.holder.current.bundle.scorer.config))
         self.ticker = Ticker(self.store, n_users=n_users, now_us=self.clock.wall_us)
         self.inquiries = Inquiries(self.holder, self.ticker, self.clock)
 

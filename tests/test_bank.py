@@ -11,14 +11,15 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score
 
-from pipelines.bank.chain import IS_DECISION_V, Chain, bank_chain
+from pipelines.bank.chain import IS_DECISION_V, Chain, bank_chain, bank_chain_with_later_story
 from pipelines.bank.clock import clock_reading, clock_speed, time_of_reading
 from pipelines.bank.log import AMOUNT_BASE_V, MIN_IDLE_S, ORIGIN_US, BankLog, simulate_bank
 from pipelines.bank.oracle import fraud_probability
-from pipelines.bank.routines import AMOUNT_TYPES, EVENT_TYPES, KINDS, STORIES
+from pipelines.bank.routines import ALL_STORIES, AMOUNT_TYPES, EVENT_TYPES, KINDS, LATER_STORY, STORIES
 
 DAY_US = 86_400_000_000
 N_TYPES = len(EVENT_TYPES)
+LATER_FROM_DAY = 12  # after it some of the customers are yet to come
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,22 @@ def log(chain: Chain) -> BankLog:
 @pytest.fixture(scope="module")
 def p_fraud_N(chain: Chain, log: BankLog) -> np.ndarray:
     return fraud_probability(chain, log)
+
+
+@pytest.fixture(scope="module")
+def later_chain() -> Chain:
+    """Return a chain that brings a new story after LATER_FROM_DAY days."""
+    return bank_chain_with_later_story(0.03, later_fraud_rate=0.03, from_s=LATER_FROM_DAY * 86_400.0)
+
+
+@pytest.fixture(scope="module")
+def later_log(later_chain: Chain) -> BankLog:
+    return simulate_bank(later_chain, users=2500, days=60, seed=1)
+
+
+@pytest.fixture(scope="module")
+def later_p_fraud_N(later_chain: Chain, later_log: BankLog) -> np.ndarray:
+    return fraud_probability(later_chain, later_log)
 
 
 def _enumerated(chain: Chain, log: BankLog, events: np.ndarray) -> float:
@@ -63,6 +80,14 @@ def _enumerated(chain: Chain, log: BankLog, events: np.ndarray) -> float:
         waited_s = clock_reading(now_s) - clock_reading(now_s - gap_s + MIN_IDLE_S)
         return (rate * clock_speed(now_s) * np.exp(-rate * waited_s)).item()
 
+    def opens_with(n: int) -> np.ndarray:
+        time_s = (log.time_us_N[n] - ORIGIN_US) / 1e6
+        return next(
+            start_K
+            for from_s, start_K in zip(chain.era_from_s_E[::-1], chain.start_EK[::-1], strict=True)
+            if time_s >= from_s
+        )
+
     total = {True: 0.0, False: 0.0}
 
     def walk(depth: int, k: int, weight: float) -> None:
@@ -77,11 +102,13 @@ def _enumerated(chain: Chain, log: BankLog, events: np.ndarray) -> float:
         for target in np.flatnonzero(chain.next_KK[k]):
             walk(depth + 1, target, weight * held * chain.next_KK[k, target])
         if chain.end_K[k] * idle > 0.0:
-            for target in np.flatnonzero(chain.start_K):
-                walk(depth + 1, target, weight * chain.end_K[k] * idle * chain.start_K[target])
+            start_K = opens_with(events[depth + 1])
+            for target in np.flatnonzero(start_K):
+                walk(depth + 1, target, weight * chain.end_K[k] * idle * start_K[target])
 
-    for first in np.flatnonzero(chain.start_K):
-        walk(0, first, chain.start_K[first])
+    start_K = opens_with(events[0])
+    for first in np.flatnonzero(start_K):
+        walk(0, first, start_K[first])
     return total[True] / (total[True] + total[False])
 
 
@@ -98,6 +125,34 @@ def test_the_oracle_equals_the_sum_over_every_hidden_path(chain: Chain, log: Ban
     for last in [*unsure[:12], *either[:10], *short[:12]]:
         events = np.arange(last - rank_N[last], last + 1)
         assert p_fraud_N[last] == pytest.approx(_enumerated(chain, log, events), rel=1e-9, abs=1e-15)
+
+
+def test_the_oracle_suspects_the_later_story_from_its_day_on(later_log: BankLog, later_p_fraud_N: np.ndarray) -> None:
+    told = [EVENT_TYPES.index(name) for name in ("login", "chat_support", "pay_bill", "transfer_out")]
+    ends = np.flatnonzero(later_log.type_N == told[-1])
+    ends = ends[(later_log.type_N[ends[:, None] + np.arange(-3, 1)] == told).all(axis=1)]
+    gap_us_N = np.diff(later_log.time_us_N, prepend=0)
+    quick = ends[(gap_us_N[ends[:, None] + np.arange(-2, 1)] < 600e6).all(axis=1)]
+    is_later = later_log.time_us_N[quick] >= ORIGIN_US + LATER_FROM_DAY * DAY_US
+    assert min(is_later.sum(), (~is_later).sum()) >= 5
+    assert np.median(later_p_fraud_N[quick[~is_later]]) < 0.01
+    assert np.median(later_p_fraud_N[quick[is_later]]) > 0.7
+
+
+def test_the_oracle_of_two_eras_equals_the_sum_over_every_hidden_path(
+    later_chain: Chain, later_log: BankLog, later_p_fraud_N: np.ndarray
+) -> None:
+    first_N = np.searchsorted(later_log.user_N, later_log.user_N)
+    rank_N = np.arange(later_log.user_N.size) - first_N
+    is_later_N = later_log.time_us_N >= ORIGIN_US + LATER_FROM_DAY * DAY_US
+    short_N = IS_DECISION_V[later_log.type_N] & (rank_N >= 1) & (rank_N <= 5)
+    short_N &= (later_p_fraud_N > 0.001) & (later_p_fraud_N < 0.85)
+    for chosen_N in (short_N & ~is_later_N, short_N & is_later_N & ~is_later_N[first_N], short_N & is_later_N[first_N]):
+        chosen = np.flatnonzero(chosen_N)
+        assert chosen.size >= 8
+        for last in chosen[:8]:
+            enumerated = _enumerated(later_chain, later_log, np.arange(first_N[last], last + 1))
+            assert later_p_fraud_N[last] == pytest.approx(enumerated, rel=1e-9, abs=1e-15)
 
 
 def _is_drawn_from(sample: np.ndarray, mean: float, deviation: float) -> bool:
@@ -129,8 +184,9 @@ def test_the_log_is_drawn_from_the_laws_the_oracle_reads(chain: Chain, log: Bank
     np.add.at(n_shown_KV, (state_N, log.type_N), 1)
     expected_KV = n_events_K[:, None] * chain.emit_KV
     assert np.all(np.abs(n_shown_KV - expected_KV) <= 5 * np.sqrt(expected_KV))
-    start_K = np.bincount(state_N[log.opens_session_N], minlength=chain.end_K.size)
-    assert np.all(np.abs(start_K - start_K.sum() * chain.start_K) <= 5 * np.sqrt(start_K.sum() * chain.start_K))
+    expected_K = log.opens_session_N.sum() * chain.start_EK[0]
+    n_opened_K = np.bincount(state_N[log.opens_session_N], minlength=chain.end_K.size)
+    assert np.all(np.abs(n_opened_K - expected_K) <= 5 * np.sqrt(expected_K))
 
 
 def test_idle_times_are_exponential_on_the_bank_clock(log: BankLog) -> None:
@@ -218,6 +274,39 @@ def test_fraud_has_the_rate_asked_for_and_decoys_outnumber_it(fraud_rate: float)
         n_of = {kind: int(((kind_N == k) & (story_N == story)).sum()) for k, kind in enumerate(KINDS)}
         assert min(n_of["order_decoy"], n_of["timing_decoy"]) > n_of["fraud"] > n_of["honest_same"] > 0
     assert (kind_N == KINDS.index("atypical")).sum() > 0
+
+
+def test_each_era_opens_the_sessions_of_its_own_law_and_goes_on_with_those_begun(
+    later_chain: Chain, later_log: BankLog
+) -> None:
+    opens = np.flatnonzero(later_log.opens_session_N)
+    is_later_S = later_log.time_us_N[opens] >= ORIGIN_US + LATER_FROM_DAY * DAY_US
+    for start_K, of_era_S in zip(later_chain.start_EK, (~is_later_S, is_later_S), strict=True):
+        n_opened_K = np.bincount(later_log.state_N[opens[of_era_S]], minlength=start_K.size)
+        assert np.all(np.abs(n_opened_K - of_era_S.sum() * start_K) <= 5 * np.sqrt(of_era_S.sum() * start_K))
+
+
+def test_the_later_story_brings_fraud_at_its_rate_into_a_pattern_that_was_honest(
+    later_chain: Chain, later_log: BankLog
+) -> None:
+    decision_N = IS_DECISION_V[later_log.type_N]
+    is_later_N = decision_N & (later_log.time_us_N >= ORIGIN_US + LATER_FROM_DAY * DAY_US)
+    told_N = later_log.story_N == ALL_STORIES.index(LATER_STORY)
+    n_later = int(is_later_N.sum())
+    n_fraud = int((is_later_N & told_N & later_log.is_fraud_N).sum())
+    assert abs(n_fraud - 0.03 * n_later) < 5 * math.sqrt(0.03 * n_later)
+    before_N = decision_N & ~is_later_N & told_N
+    assert not later_log.is_fraud_N[before_N].any()
+    for kind in ("honest_same", "order_decoy", "timing_decoy"):
+        assert (later_chain.kind_K[later_log.state_N[before_N]] == KINDS.index(kind)).any(), kind
+
+
+def test_an_era_that_changes_nothing_leaves_every_draw_as_it_was(chain: Chain, log: BankLog) -> None:
+    twice = replace(chain, era_from_s_E=np.array([0.0, 20 * 86_400.0]), start_EK=np.repeat(chain.start_EK, 2, axis=0))
+    again = simulate_bank(twice, users=2500, days=60, seed=1)
+    for name in BankLog.__dataclass_fields__:
+        if name.endswith("_N"):
+            assert np.array_equal(getattr(again, name), getattr(log, name), equal_nan=name == "amount_N"), name
 
 
 def test_the_default_log_is_of_the_promised_size() -> None:

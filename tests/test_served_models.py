@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fraud.bundle import Bundle
-from fraud.config import parse_config
+from fraud.config import parse_config, stored_state_hash
 from fraud.errors import ConfigError
 from fraud.golden import golden_events, golden_tables
 from fraud.judging import train
@@ -37,7 +37,6 @@ from service.models import (
     RefusedBundle,
     bundle_directory,
     percentile,
-    state_of,
 )
 from service.schemas import Schema, schema_of
 from tests.tampered import copied, tampered, with_manifest
@@ -118,13 +117,13 @@ def test_a_bundle_for_another_state_needs_warm(trained: Trained) -> None:
     assert "fraud warm" in outcome.reason
     assert holder.current is before
     with pytest.raises(RefusedBundle, match="fraud warm") as refused:
-        _holder(trained.plain, state_hash=state_of(before.bundle.scorer.config))
+        _holder(trained.plain, state_hash=stored_state_hash(before.bundle.scorer.config))
     assert refused.value.code == NEEDS_WARM
 
 
 def test_the_first_bundle_decides_what_a_new_store_holds(trained: Trained) -> None:
     holder = _holder(trained.plain)
-    assert holder.state_hash == state_of(holder.current.bundle.scorer.config)
+    assert holder.state_hash == stored_state_hash(holder.current.bundle.scorer.config)
     assert holder.try_swap(trained.folder / "lstm").code == NEEDS_WARM
 
 

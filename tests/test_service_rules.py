@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fraud.bundle import Bundle
+from fraud.config import stored_state_hash
 from fraud.enrich import empty_carry
 from fraud.rows import events_of_rows
 from fraud.scoring import FusedModel, LogitModel, enrich_spec, score_events
@@ -31,7 +32,7 @@ from service.client import FraudClient
 from service.counters import entity_tables_of
 from service.engine import Engine
 from service.keys import add_key, revoke_key
-from service.models import Served, state_of
+from service.models import Served
 from service.problems import Problem
 from service.replay import Bundles, replay
 from service.state.opening import open_store
@@ -250,9 +251,11 @@ def test_another_label_delay_is_another_state(trained: Trained) -> None:
     config = trained.config
     assert config.labels is not None
     other = replace(config, labels=replace(config.labels, delay=(config.labels.delay or 0) + 1))
-    assert state_of(config) != state_of(other)
-    assert state_of(config) != state_of(replace(config, labels=None))
-    assert state_of(config) == state_of(replace(config, labels=replace(config.labels, path="elsewhere.parquet")))
+    assert stored_state_hash(config) != stored_state_hash(other)
+    assert stored_state_hash(config) != stored_state_hash(replace(config, labels=None))
+    assert stored_state_hash(config) == stored_state_hash(
+        replace(config, labels=replace(config.labels, path="elsewhere.parquet"))
+    )
 
 
 def test_a_label_without_a_date_is_known_when_it_arrives_and_counts_once(trained: Trained, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 
 from pipelines.bank.chain import IS_DECISION_V, Floats, Ints
 from pipelines.bank.log import BankLog
-from pipelines.bank.routines import STORIES
+from pipelines.bank.routines import ALL_STORIES
 
 P_MISSED = 0.08  # of the frauds nobody ever reports
 FALSE_PER_FRAUD = 0.03  # honest decision events reported as fraud, per fraud
 # Days from the event to the report: log-normal, its median by story; None: fraud without a story, and false reports.
-_MEDIAN_DAYS = {"victim": 6.0, "mule": 8.0, "takeover": 3.0, None: 9.0}
+_MEDIAN_DAYS = {"victim": 6.0, "mule": 8.0, "takeover": 3.0, "support": 5.0, None: 9.0}
 _SPREAD = 0.5
 _DAY_US = 86_400_000_000
 
@@ -42,6 +42,6 @@ def observed_reports(log: BankLog, *, seed: int) -> Reports:
 
 
 def _median_days(log: BankLog, event_L: Ints) -> Floats:
-    by_story = np.array([*(_MEDIAN_DAYS[story] for story in STORIES), _MEDIAN_DAYS[None]])
+    by_story = np.array([*(_MEDIAN_DAYS[story] for story in ALL_STORIES), _MEDIAN_DAYS[None]])
     story_L = np.where(log.is_fraud_N[event_L], log.story_N[event_L], -1)  # -1: the last
     return by_story[story_L]

@@ -96,31 +96,43 @@ def _walk(
     One pass of the loop is one more event of every customer still inside the horizon.
     """
     n_states = chain.end_K.size
-    start_cdf_K = np.cumsum(chain.start_K)[:-1]
+    start_cdf_EK = np.cumsum(chain.start_EK, axis=1)
+    start_cdf_EK[:, -1] = np.inf  # rounding must leave no draw without a state
     next_cdf_KK = np.cumsum(chain.next_KK, axis=1)
     next_cdf_KK[chain.end_K == 0.0, -1] = 1.0  # rounding must not end a session that cannot end here
     user_A = np.arange(habits.rate_U.size)
     first_s_A = time_of_reading(rng.random(user_A.size) * np.minimum(1.0 / habits.rate_U, 0.7 * horizon_s))
     time_ms_A = np.ceil(first_s_A * 1e3).astype(np.int64)
-    state_A = np.searchsorted(start_cdf_K, rng.random(user_A.size), side="right")
+    state_A = _opened(chain, start_cdf_EK, time_ms_A, rng.random(user_A.size))
     opens_A = np.ones(user_A.size, dtype=bool)
     steps: list[tuple[Ints, Ints, Ints, Bools]] = []
     while user_A.size:
         steps.append((user_A, state_A, time_ms_A, opens_A))
         next_A = (rng.random((user_A.size, 1)) >= next_cdf_KK[state_A]).sum(axis=1)
         opens_A = next_A == n_states
-        next_A[opens_A] = np.searchsorted(start_cdf_K, rng.random(int(opens_A.sum())), side="right")
+        draw = rng.random(int(opens_A.sum()))  # of a session that opens at a time not yet known
         hold_AP = chain.hold_HP[chain.hold_K[state_A]]
         gap_s_A = np.exp(hold_AP[:, 0] + hold_AP[:, 1] * rng.standard_normal(user_A.size))
         idle_since_s = time_ms_A[opens_A] / 1e3 + MIN_IDLE_S
         waited_s = rng.exponential(1.0 / habits.rate_U[user_A[opens_A]])
         gap_s_A[opens_A] = time_of_reading(clock_reading(idle_since_s) + waited_s) - time_ms_A[opens_A] / 1e3
         time_ms_A = time_ms_A + np.maximum(np.ceil(gap_s_A * 1e3).astype(np.int64), 1)
+        next_A[opens_A] = _opened(chain, start_cdf_EK, time_ms_A[opens_A], draw)
         stays_A = time_ms_A < horizon_s * 1e3
         user_A, state_A, time_ms_A, opens_A = user_A[stays_A], next_A[stays_A], time_ms_A[stays_A], opens_A[stays_A]
     user_N, state_N, time_ms_N, opens_N = (np.concatenate(column) for column in zip(*steps, strict=True))
     by_user_N = np.argsort(user_N, kind="stable")
     return user_N[by_user_N], state_N[by_user_N], time_ms_N[by_user_N], opens_N[by_user_N]
+
+
+def _opened(chain: Chain, start_cdf_EK: Floats, time_ms_A: Ints, draw_A: Floats) -> Ints:
+    """Return the first state of a session that opens at each time, for a uniform draw each."""
+    era_A = chain.era_at(time_ms_A / 1e3)
+    state_A = np.empty_like(time_ms_A)
+    for era in range(chain.start_EK.shape[0]):
+        of_era_A = era_A == era
+        state_A[of_era_A] = np.searchsorted(start_cdf_EK[era], draw_A[of_era_A], side="right")
+    return state_A
 
 
 def _dress(

@@ -24,6 +24,8 @@ def fraud_probability(chain: Chain, log: BankLog) -> Floats:
     n_events_U = np.diff(np.append(first_U, log.user_N.size))
     longest_first_U = np.argsort(-n_events_U, kind="stable")
     first_U, n_events_U = first_U[longest_first_U], n_events_U[longest_first_U]
+    start_EK = chain.start_EK
+    era_N = chain.era_at((log.time_us_N - ORIGIN_US) / 1e6)
     gap_s_N = np.diff(log.time_us_N, prepend=log.time_us_N[0]) / 1e6
     idle_density_N = _idle_density(log, gap_s_N, is_first_N)
     p_fraud_N = np.zeros(log.user_N.size)
@@ -31,12 +33,12 @@ def fraud_probability(chain: Chain, log: BankLog) -> Floats:
     for t in range(int(n_events_U[0])):
         event_A = first_U[: np.searchsorted(-n_events_U, -t, side="left")] + t
         if t == 0:
-            expected_AK = np.broadcast_to(chain.start_K, (event_A.size, chain.start_K.size))
+            expected_AK = start_EK[era_N[event_A]]
         else:
             belief_AK = belief_AK[: event_A.size]
             goes_on_AK = (belief_AK * _hold_density(chain, gap_s_N[event_A])) @ chain.next_KK
             p_ended_A = belief_AK @ chain.end_K
-            expected_AK = goes_on_AK + (p_ended_A * idle_density_N[event_A])[:, None] * chain.start_K
+            expected_AK = goes_on_AK + (p_ended_A * idle_density_N[event_A])[:, None] * start_EK[era_N[event_A]]
         belief_AK = expected_AK * _emission(chain, log, event_A)
         belief_AK /= belief_AK.sum(axis=1, keepdims=True)
         p_fraud_N[event_A] = belief_AK @ chain.is_fraud_K

@@ -31,7 +31,9 @@ DECISION_TYPES = ("transfer_out", "withdraw")
 AMOUNT_TYPES = ("receive_transfer", "pay_bill", "transfer_out", "withdraw")
 PAYEE_TYPES = ("add_payee", "pay_bill", "transfer_out")  # of these, add_payee always names a new payee
 KINDS = ("normal", "fraud", "order_decoy", "timing_decoy", "honest_same", "atypical")
-STORIES = ("victim", "mule", "takeover")
+STORIES = ("victim", "mule", "takeover")  # that a bank knows from its first day
+LATER_STORY = "support"  # fraud of it begins only in a bank with eras
+ALL_STORIES = (*STORIES, LATER_STORY)
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
 # Time until the next event: log-normal, (median in seconds, standard deviation of the log).

@@ -20,6 +20,10 @@ After the last event of each line come a few fillers or a logout.
               order_decoy         login ~ change ~ change_device ~ transfer_out
               timing_decoy        change_device ~ login ~ change ==> hours ==> ~ transfer_out
                                   change = add_payee | change_password, sometimes repeated
+    support   fraud, honest_same  login ~ chat_support ~ pay_bill ~ transfer_out (a false helpdesk: a fee first)
+              order_decoy         login ~ pay_bill ~ chat_support ~ transfer_out
+              timing_decoy        login ~ chat_support ~ pay_bill ==> hours ==> ~ transfer_out
+                                  in a bank with eras alone: the honest ones from the start, the fraud from one day on
     none      atypical (fraud)    [login] ~ transfer_out | withdraw, as in "pay"
               normal              pay, browse, incoming, loan_shopping, housekeeping
 
@@ -33,7 +37,7 @@ This file knows nothing of users, clocks or files.
 from dataclasses import replace
 from types import MappingProxyType
 
-from pipelines.bank.routines import STORIES, Beat, Routine, State, story_routine
+from pipelines.bank.routines import LATER_STORY, STORIES, Beat, Routine, State, story_routine
 
 SAME_PER_FRAUD = 0.12  # honest sessions drawn from the very law of the fraud: caps the precision near .89
 ATYPICAL_PER_FRAUD = 0.08  # fraud without a story: caps the recall near .93
@@ -95,6 +99,16 @@ PLANTED = (
         order=(_LOGIN, _CHANGE, _DEVICE, _DRAIN),
         timing=(_DEVICE, _LOGIN, replace(_CHANGE, hold="hours"), _DRAIN),
     ),
+)
+
+_CHAT = Beat(emits={"chat_support": 1.0}, hold="soon", p_again=0.2)
+_FEE = Beat(emits={"pay_bill": 1.0}, hold="soon")
+
+LATER = _story_routines(
+    LATER_STORY,
+    fraud=(_LOGIN, _CHAT, _FEE, _DRAIN),
+    order=(_LOGIN, _FEE, _CHAT, _DRAIN),
+    timing=(_LOGIN, _CHAT, replace(_FEE, hold="hours"), _DRAIN),
 )
 
 _LOGOUT = State(emits={"logout": 1.0}, hold="tap", goes={})

@@ -10,8 +10,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from service.state.chain import NO_HASH, ChainLink, ShardHead, chain_rows, record_id
-from service.state.erasures import erasure_payload
+from service.state.chain import NO_HASH, ChainLink, ShardHead
+from service.state.erasures import erase_user
+from service.state.labels import StoredLabel
 from service.state.schema import OWN_SESSION
 from service.state.store import (
     KEEP_EVENTS_US,
@@ -47,13 +48,6 @@ _UNCHAINED = """
 SELECT r.number FROM records AS r LEFT JOIN chain AS c ON c.shard = r.shard AND c.number = r.number
 WHERE r.shard = ? AND r.number > ? AND r.number <= ? AND c.shard IS NULL ORDER BY r.number
 """
-# A session's id begins with its user's, unless the log has ids of its own; then the user's events name it.
-_ERASE_LABELS = """
-DELETE FROM labels WHERE user_id = ?
-    OR session_id IN (SELECT session_id FROM events WHERE user_id = ?)
-    OR (session_id >= ? AND session_id < ? AND substr(session_id, CAST(? AS INTEGER)) NOT LIKE ?)
-RETURNING 1
-"""
 
 
 class Database(Protocol):
@@ -81,7 +75,7 @@ class Database(Protocol):
 
 
 class SqlStore:
-    """State in SQL: a `service.state.store.Store`, and the `Chains` that an audit reads."""
+    """State in SQL: a `service.state.store.Store`, the `Chains` that an audit reads, and the `KeptLabels` of a pull."""
 
     def __init__(self, database: Database, *, now_us: Callable[[], int]) -> None:
         self._database = database
@@ -122,7 +116,7 @@ class SqlStore:
         shard, number, stored_us = self.shard, self.next_number(), self._now_us()
         try:
             return self._database.transaction(
-                lambda execute: _erase(execute, user_id, shard=shard, number=number, stored_us=stored_us)
+                lambda execute: erase_user(execute, user_id, shard=shard, number=number, stored_us=stored_us)
             )
         except ShardLost:
             self._shard = 0
@@ -167,6 +161,14 @@ class SqlStore:
             own = f"SELECT user_id, event_id FROM events WHERE session_id = ? AND {OWN_SESSION}"
             rows = self._database.query(f"{_EVENT} WHERE (e.user_id, e.event_id) IN ({own}) {order}", (session_id,))
         return tuple((row[0], row[1], stored_event(row[2:])) for row in rows)
+
+    def labels(self, after: str, n: int) -> tuple[StoredLabel, ...]:
+        """Return the next n labels after a label_id, by label_id."""
+        sql = """
+        SELECT label_id, user_id, event_id, session_id, label, known_us, source FROM labels
+        WHERE label_id > ? ORDER BY label_id LIMIT ?
+        """
+        return tuple(StoredLabel(*row) for row in self._database.query(sql, (after, n)))
 
     def state_hash(self) -> str | None:
         """Return the hash of the configuration that shapes the users' state; None before one was set."""
@@ -270,30 +272,3 @@ def _open_shard(execute: Execute, row: tuple[str, int, int, bytes]) -> int:
     SELECT coalesce(max(shard), 0) + 1, ?, ?, ?, ? FROM shards RETURNING shard
     """
     return execute(sql, row)[0][0]
-
-
-def _erase(execute: Execute, user_id: str, *, shard: int, number: int, stored_us: int) -> int | None:
-    """Delete all of a user and chain the record that says which records lost their payload."""
-    n_found = len(execute("DELETE FROM users WHERE user_id = ? RETURNING 1", (user_id,)))
-    erased = execute(
-        "UPDATE records SET user_id = NULL, snapshot = NULL, ordinal = NULL, payload = NULL, erased_by = ? "
-        "WHERE user_id = ? RETURNING shard, number",
-        (record_id(shard, number), user_id),
-    )
-    n_found += len(erased)
-    n_found += len(execute("DELETE FROM snapshots WHERE user_id = ? RETURNING 1", (user_id,)))
-    begin, end = f"{user_id}@", f"{user_id}A"  # "A" follows "@": the range of all texts that begin so
-    values = (user_id, user_id, begin, end, len(begin) + 1, "%@%")
-    n_found += len(execute(_ERASE_LABELS, values))
-    n_found += len(execute("DELETE FROM events WHERE user_id = ? RETURNING 1", (user_id,)))
-    if not n_found:
-        return None
-    head = execute("SELECT head_number, head_hash FROM shards WHERE shard = ?", (shard,))
-    if not head:
-        raise ShardLost("the chain of this process is gone from the state store; it was replaced by an older one")
-    payload = erasure_payload(((row[0], row[1]) for row in erased), stored_us=stored_us)
-    (link,) = chain_rows((head[0][0], head[0][1]), shard, {number: payload})
-    execute("INSERT INTO records (shard, number, payload) VALUES (?, ?, ?) RETURNING 1", (shard, number, payload))
-    execute("INSERT INTO chain (shard, number, payload_sha256, hash) VALUES (?, ?, ?, ?) RETURNING 1", link)
-    execute("UPDATE shards SET head_number = ?, head_hash = ? WHERE shard = ? RETURNING 1", (number, link[3], shard))
-    return len(erased)

@@ -1,4 +1,4 @@
-"""docker-compose.yml brought up for real: images, keys, first bundle, two replicas, one of them killed, the jobs.
+"""docker-compose.yml brought up for real: images, keys, first champion, two replicas, one of them killed, the jobs.
 
 One test, for it is one stack: built and trained once, and `pytest -n` would give each test of a module to any process.
 What was run and seen is written to build/containers.log.
@@ -116,7 +116,8 @@ def test_the_composed_stack_trains_serves_survives_a_kill_and_loses_no_event(sta
         _check_the_service_containers(stack, replicas)
         _check_both_know_a_user(stack, replicas)
         _check_a_kill_under_load(stack, replicas)
-        _check_the_jobs(stack, replicas)
+        _check_the_batch(stack, replicas)
+        _check_the_life(stack, replicas)
     stack.engine("stop", stack.container("service-2"))
     ended = stack.engine("inspect", stack.container("service-2"), "--format", "{{.State.ExitCode}}")
     assert ended.strip() == "0"
@@ -206,7 +207,7 @@ def _check_nothing_is_lost(replicas: Replicas, replica: int, answered: Sequence[
         assert [event["event_id"] for event in timeline] == event_ids
 
 
-def _check_the_jobs(stack: Stack, replicas: Replicas) -> None:
+def _check_the_batch(stack: Stack, replicas: Replicas) -> None:
     stack.run("batch-score")
     code = (
         "import json, pyarrow.parquet as pq\n"
@@ -218,18 +219,47 @@ def _check_the_jobs(stack: Stack, replicas: Replicas) -> None:
     assert replicas.get(1, f"/v1/users/{seen['user']}/timeline")["events"]
     stack.say(f"batch-score: {seen['scores']} scores; a user of the log is known to the replicas")
 
+
+def _check_the_life(stack: Stack, replicas: Replicas) -> None:
     (first,) = replicas.versions()
-    stack.run("retrain")
-    until = time.monotonic() + 30
-    while first in replicas.versions():
+    assert first in stack.run("registry")
+    stack.run("retrain", "--set", "training.seed=1", "--promote-if", "ap >= 0.1")
+    second = _version_after(replicas, first)
+    stack.say(f"retrain: both replicas went from bundle {first} to {second} by themselves")
+    stack.run("retrain", "--set", "training.seed=2", "--promote-if", "ap >= 0.9999", ends=(3,))
+    assert replicas.versions() == {second}
+    stack.say("retrain: a challenger is refused with exit 3, and nothing changes")
+    stack.run("registry", "rollback")
+    assert _version_after(replicas, second) == first
+    stack.say(f"registry rollback: both replicas are back at {first}")
+    query: Mapping[str, object] = {"experiment_ids": ["1"], "max_results": 50}
+    runs = httpx.post(f"http://127.0.0.1:{stack.ports[2]}/api/2.0/mlflow/runs/search", json=query, timeout=30).json()
+    statuses = [run["info"]["status"] for run in runs["runs"]]
+    assert set(statuses) == {"FINISHED"}
+    assert len(statuses) >= 3
+    stack.say(f"MLflow holds {len(statuses)} runs, in PostgreSQL")
+
+    stack.run("monitor", ends=(0, 4))
+    told = {"user_id": "first-user", "event_id": "e0", "label": 1, "source": "a test"}
+    assert replicas.http.post(f"{replicas.urls[0]}/v1/labels", json=told).status_code == 202
+    stack.run("labels")
+    code = (
+        "import pathlib\n"
+        "print(pathlib.Path('/log/bank/labels.jsonl').read_text().count('first-user'))\n"
+        "print(pathlib.Path('/scores/monitor.html').read_text()[:15])"
+    )
+    assert stack.run("batch-score", "-c", code, entrypoint="python").splitlines() == ["1", "<!doctype html>"]
+    stack.say("monitor writes its page; a label that a replica was told is in the file of the log")
+
+
+def _version_after(replicas: Replicas, before: str) -> str:
+    """Return the version that both replicas answer with when neither answers with the one before any more."""
+    until = time.monotonic() + 60
+    while before in replicas.versions():
         assert time.monotonic() < until, "the replicas do not follow the link"
         time.sleep(0.5)
-    (second,) = replicas.versions()
-    stack.say(f"retrain: both replicas went from bundle {first} to {second} by themselves")
-    query: Mapping[str, object] = {"experiment_ids": ["1"], "max_results": 10}
-    runs = httpx.post(f"http://127.0.0.1:{stack.ports[2]}/api/2.0/mlflow/runs/search", json=query, timeout=30).json()
-    assert [run["info"]["status"] for run in runs["runs"]] == ["FINISHED", "FINISHED"]
-    stack.say("MLflow holds both runs, in PostgreSQL")
+    (after,) = replicas.versions()
+    return after
 
 
 def _event(n: int) -> Json:

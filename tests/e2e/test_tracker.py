@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import sqlite3
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -16,7 +14,8 @@ import pytest
 
 from fraud.config import Config, load_config
 from pipelines.console import Screen
-from pipelines.tracking import RunRecord, track, track_parent
+from pipelines.records import RunRecord, read_untold
+from pipelines.tracking import track, track_parent
 from tests.commands import contents, run_fraud
 from tests.tampered import copied
 from tests.trained import Trained, trained_bundles
@@ -71,9 +70,12 @@ def test_training_ends_well_without_a_tracker_and_keeps_the_run(trained: Trained
     assert document["tracked"] is None
     assert f"it is kept in {kept}" in trained.said("boosting")
     assert "127.0.0.1:9" in trained.said("boosting")
-    record = json.loads(kept.read_text(encoding="utf-8"))
-    assert record["metrics"]["test_ap"] == document["ap"]
-    assert record["parameters"]["model.trees"] == "40"
+    run = read_untold(kept)
+    assert run.record.metrics["test_ap"] == document["ap"]
+    assert run.record.parameters["model.trees"] == "40"
+    assert (run.uri, run.bundle_version) == ("http://127.0.0.1:9", document["version"])
+    assert run.bundle is not None
+    assert run.bundle.samefile(trained.folder / "boosting")
 
 
 def _record() -> RunRecord:
@@ -98,15 +100,15 @@ def test_an_interrupt_while_the_tracker_is_told_keeps_the_record(
     kept = tmp_path / "untracked" / "boosting.json"
 
     def interrupted(*_: object, **__: object) -> str:
-        assert json.loads(kept.read_text(encoding="utf-8"))["metrics"] == {"test_ap": 0.25}  # before it is told
+        assert read_untold(kept).record.metrics == {"test_ap": 0.25}  # before it is told
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.tracking._log", interrupted)
+        patch.setattr("pipelines.tracking.tell", interrupted)
         with pytest.raises(KeyboardInterrupt):
             track(record, bundle, _config(trained, tmp_path), Screen(as_json=True))
-    assert json.loads(kept.read_text(encoding="utf-8")) == asdict(record)
-    monkeypatch.setattr("pipelines.tracking._log", lambda *_, **__: "a run")
+    assert read_untold(kept).record == record
+    monkeypatch.setattr("pipelines.tracking.tell", lambda *_, **__: "a run")
     assert track(record, bundle, _config(trained, tmp_path), Screen(as_json=True)) == "a run"
     assert not kept.parent.exists()
 
@@ -159,11 +161,12 @@ def test_a_store_is_opened_by_one_at_a_time(trained: Trained, tmp_path: Path, mo
 
 
 _TRACK = """
-import json, pathlib, sys
+import pathlib, sys
 from fraud.config import load_config
 from pipelines.console import Screen
-from pipelines.tracking import RunRecord, track
-record = RunRecord(**json.loads(pathlib.Path(sys.argv[2]).read_text()))
+from pipelines.records import read_untold
+from pipelines.tracking import track
+record = read_untold(pathlib.Path(sys.argv[2])).record
 config = load_config(sys.argv[1], [f"tracking.uri={sys.argv[4]}"])
 print(track(record, pathlib.Path(sys.argv[3]), config, Screen(as_json=True)))
 """
@@ -172,9 +175,9 @@ print(track(record, pathlib.Path(sys.argv[3]), config, Screen(as_json=True)))
 def test_a_store_that_cannot_be_opened_costs_no_bundle(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     bundle = copied(trained.folder / "boosting", tmp_path)
-    record = trained.folder / "untracked" / "boosting.json"
+    kept = trained.folder / "untracked" / "boosting.json"
     uri = f"sqlite:///{tmp_path}/file/mlflow.db"
-    done = run_fraud(trained.config_file, record, bundle, uri, code=_TRACK)
+    done = run_fraud(trained.config_file, kept, bundle, uri, code=_TRACK)
     assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
     assert f"it is kept in {tmp_path}/untracked/boosting.json" in done.stderr
-    assert (tmp_path / "untracked" / "boosting.json").read_bytes() == record.read_bytes()
+    assert read_untold(tmp_path / "untracked" / "boosting.json").record == read_untold(kept).record

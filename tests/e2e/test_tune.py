@@ -22,9 +22,9 @@ from fraud.learning import fit_for_choice, fit_model
 from fraud.logs import read_log
 from fraud.preparation import Prepared, open_prepared, prepare, without_test
 from pipelines.console import Screen
+from pipelines.records import RunRecord
 from pipelines.search_space import Choice, Range, own_settings, search_space, with_settings
 from pipelines.simulate import simulate
-from pipelines.tracking import RunRecord
 from tests.commands import Ended, call_fraud, leftovers, refused, run_fraud
 
 _OVERRIDES = (

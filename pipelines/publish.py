@@ -1,0 +1,168 @@
+"""`fraud publish`: the link DIR/current stands on the verified bundle that an alias names, and the service follows it.
+
+A version is downloaded aside, verified, and gets its name DIR/BUNDLE in one rename; then the link moves, in one rename
+too. So at every moment, a kill at any of them included, DIR/current is one whole bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fraud.bundle import sync_directory
+from fraud.errors import ConfigError, FraudError
+from pipelines.console import Screen
+from pipelines.files import only_one
+from pipelines.models import Place, place_of, registry_at
+from pipelines.registry import Registry
+from pipelines.transitions import PREVIOUS
+from pipelines.versions import Version
+
+Json = dict[str, Any]  # Any: JSON
+KEPT = 5  # bundles that are neither answering nor to be gone back to
+_LINK = "current"
+_BUNDLE = re.compile(r"[0-9a-f]{12}")
+_LEFT_OVER = re.compile(r"\.(?:[0-9a-f]{12}|current)\.(?:partial|old)")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[0-9]+))")
+
+
+class Wanted(NamedTuple):
+    """What is to be published: the version that an alias names, or the version of a number."""
+
+    name: str
+    alias: str | None
+    number: str | None
+
+    def version(self, registry: Registry) -> Version:
+        """Return the version as the registry has it now; raise ConfigError where it has none."""
+        version = registry.at(self.alias) if self.alias is not None else registry.numbered(str(self.number))
+        if version is None:
+            what = f"version that is its {self.alias}" if self.alias is not None else f"version {self.number}"
+            raise ConfigError(f"the model {self.name!r} has no {what}; `fraud models` lists what it has")
+        return version
+
+
+def parse_model_uri(uri: str) -> Wanted:
+    """Return what "models:/NAME@ALIAS" or "models:/NAME/VERSION" names; raise ConfigError for another text."""
+    named = _MODEL_URI.fullmatch(uri)
+    if named is None:
+        raise ConfigError(
+            f"{uri!r}: expected models:/NAME@ALIAS, such as models:/fraud@champion, or models:/NAME/VERSION"
+        )
+    return Wanted(named["name"], named["alias"], named["number"])
+
+
+def publish(uri: str, out: Path, *, tracking_uri: str | None, every_s: float | None, screen: Screen) -> Json:
+    """Return what DIR/current stands on, the version that a model URI names.
+
+    every_s: look again so often, until SIGTERM or SIGINT; a tracker that is away, or holds what is no bundle, costs
+    nothing but a warning then. Raises ConfigError, BundleError, ConnectionError, and OSError for the disk.
+    """
+    wanted = parse_model_uri(uri)
+    place = place_of(None, tracking_uri, wanted.name)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out):
+        _sweep(out)
+        if every_s is None:
+            version = _published(registry_at(place), wanted, out, screen)
+            return {
+                "name": wanted.name,
+                "version": version.number,
+                "bundle": version.bundle,
+                "current": str(out / _LINK),
+            }
+        with _until_told_to_end():
+            _follow(wanted, place, out, every_s, screen)
+        return {"name": wanted.name, "bundle": _target(out), "current": str(out / _LINK)}
+
+
+def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, screen: Screen) -> None:
+    """Keep the link on the alias for ever; the same trouble is said once."""
+    registry: Registry | None = None
+    last: Version | None = None
+    trouble: type[Exception] | None = None
+    while True:
+        try:
+            registry = registry or registry_at(place)
+            if last is None or {wanted.version(registry).bundle, _target(out)} != {last.bundle}:
+                last = _published(registry, wanted, out, screen)
+            if trouble is not None:
+                screen.say(f"all is well again; {out / _LINK} stands on {last}")
+            trouble = None
+        except (FraudError, OSError) as error:
+            if trouble is not type(error):
+                screen.warn(
+                    f"{error}; {out / _LINK} stays on {_target(out) or 'nothing'}, tried again every {every_s:g} s"
+                )
+            trouble = type(error)
+        time.sleep(every_s)
+
+
+def _published(registry: Registry, wanted: Wanted, out: Path, screen: Screen) -> Version:
+    """Return the version that is wanted, after the link has come to stand on its verified bundle."""
+    version = wanted.version(registry)
+    before = _target(out)
+    registry.fetch(version, out)
+    if before == version.bundle:
+        screen.say(f"{out / _LINK} stands on {version} of the model {wanted.name}")
+    else:
+        _point(out, version.bundle)
+        screen.say(f"{out / _LINK} now stands on {version} of the model {wanted.name}; before: {before or 'nothing'}")
+    previous = registry.at(PREVIOUS)
+    _thin_out(out, {version.bundle, before, None if previous is None else previous.bundle})
+    return version
+
+
+def _point(out: Path, bundle: str) -> None:
+    """Move the link onto a bundle of the folder."""
+    os.utime(out / bundle)  # when a bundle was last pointed at: the oldest go first
+    aside = out / f".{_LINK}.partial"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(bundle)
+    aside.rename(out / _LINK)
+    sync_directory(out)
+
+
+def _target(out: Path) -> str | None:
+    """Return the bundle that the link names; raise ConfigError where something else has its name."""
+    link = out / _LINK
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(f"{link}: is no link; expected a new folder, or one that this command filled")
+    return os.readlink(link) if link.is_symlink() else None
+
+
+def _thin_out(out: Path, spared: set[str | None]) -> None:
+    """Remove the bundles that were last pointed at the longest ago, all but KEPT of those that are not spared."""
+    others = [path for path in out.iterdir() if _BUNDLE.fullmatch(path.name) and path.name not in spared]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)[KEPT:]:
+        old = path.with_name(f".{path.name}.old")
+        path.rename(old)  # no half of a bundle under the name of a whole one
+        shutil.rmtree(old)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a run that was killed left."""
+    for path in out.iterdir():
+        if _LEFT_OVER.fullmatch(path.name):
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _until_told_to_end() -> Iterator[None]:
+    """Run the block until it ends, or SIGTERM or SIGINT comes: either is how this is meant to end."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
