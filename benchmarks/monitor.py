@@ -1,9 +1,9 @@
-"""How often a monitor is wrong: `python benchmarks/monitor.py [--seeds 5] [--first-seed 0] [--json]`.
+"""How often a monitor is wrong: `python -m benchmarks.monitor [--seeds 7] [--sizes 1,0.5] [--json]`.
 
 For each seed a bank of 3,000 users is simulated over 40 weeks, a bundle trained on the first 17 (boosting), and the 23
 weeks after it watched: each alarm is a false one. Then changes of the sizes in `planted_changes` are planted, one at a
-time, from a random week on: each must be found in that week or the next, and told in the right statistic. About seven
-minutes a seed on one core.
+time, from a random week on: each must be found in that week or the next, and told in the right statistic. --sizes: how
+large, in times of what is stated there. About five minutes a seed and size on one core.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Planted(NamedTuple):
     """A change and what the monitor said: found: in time and in the right statistic; text: its first line."""
 
     change: str
+    size: float
     week: int
     is_found: bool
     text: str
@@ -55,10 +56,12 @@ class Planted(NamedTuple):
 def main() -> None:
     """Print how many quiet weeks raised an alarm and which changes were found, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--sizes", default="1")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    sizes = [float(text) for text in arguments.sizes.split(",")]
     n_quiet = 0
     false: list[str] = []
     planted: list[Planted] = []
@@ -68,8 +71,8 @@ def main() -> None:
             quiet_weeks, quiet_alarms = bank.quiet()
             n_quiet += quiet_weeks
             false += [alarm.text for alarm in quiet_alarms]
-            planted += [bank.planted(change) for change in CHANGES]
-        missed = [f"{one.change} (week {one.week}: {one.text})" for one in planted if not one.is_found]
+            planted += [bank.planted(change, size) for size in sizes for change in CHANGES]
+        missed = [f"{one.size:g} x {one.change} (week {one.week}: {one.text})" for one in planted if not one.is_found]
         sys.stderr.write(f"seed {seed}: {len(false)} false alarms in {n_quiet} weeks; {len(planted) - len(missed)} of ")
         sys.stderr.write(f"{len(planted)} changes found; missed: {missed}\n")
     document = _document(n_quiet, false, planted)
@@ -95,14 +98,14 @@ class Bank:
         seen = watch(self.bundle, self.config, from_us=None, until_us=until_us, screen=Screen(as_json=True))
         return len(seen.starts_us_W), list(seen.alarms)
 
-    def planted(self, change: Change) -> Planted:
+    def planted(self, change: Change, size: float) -> Planted:
         """Return whether a change was found that begins with a random week."""
         week = int(self.rng.integers(0, WEEKS - _REFERENCE_WEEKS - _LATE_WEEKS))
         from_us = self.from_us + week * WEEK_US
         until_us = from_us + _LATE_WEEKS * WEEK_US
         path = self.folder / "changed.parquet"
-        pq.write_table(change.plant(self.events, from_us, self.rng), path)
-        bundle = _with_odds(self.bundle, _ODDS) if change is SCORE_CHANGE else self.bundle
+        pq.write_table(change.plant(self.events, from_us, self.rng, size), path)
+        bundle = _with_odds(self.bundle, _ODDS**size) if change is SCORE_CHANGE else self.bundle
         screen = Screen(as_json=True)
         seen = watch(bundle, self.config, from_us=from_us, until_us=until_us, screen=screen, events=str(path))
         is_found = any(
@@ -111,7 +114,7 @@ class Bank:
             if alarm.onset_us == from_us
             for finding in alarm.findings
         )
-        return Planted(change.name, week, is_found, seen.alarms[0].text if seen.alarms else "no alarm")
+        return Planted(change.name, size, week, is_found, seen.alarms[0].text if seen.alarms else "no alarm")
 
 
 def _with_odds(bundle: Bundle, times: float) -> Bundle:
@@ -121,26 +124,24 @@ def _with_odds(bundle: Bundle, times: float) -> Bundle:
 
 
 def _document(n_quiet: int, false: list[str], planted: list[Planted]) -> dict[str, Any]:  # Any: JSON
-    n_planted, n_found = Counter(one.change for one in planted), Counter(one.change for one in planted if one.is_found)
-    return {
-        "quiet_weeks": n_quiet,
-        "false_alarms": len(false),
-        "false_alarm_texts": false,
-        "planted": len(planted),
-        "found": sum(n_found.values()),
-        "by_change": {
-            name: {"found": n_found[name], "planted": n, "said": next(p.text for p in planted if p.change == name)}
-            for name, n in n_planted.items()
-        },
-    }
+    by_size: dict[str, Any] = {}  # Any: JSON
+    for size in dict.fromkeys(one.size for one in planted):
+        those = [one for one in planted if one.size == size]
+        n_planted, n_found = Counter(one.change for one in those), Counter(o.change for o in those if o.is_found)
+        by_size[f"{size:g}"] = {
+            "planted": len(those),
+            "found": sum(n_found.values()),
+            "by_change": {name: {"found": n_found[name], "planted": n} for name, n in n_planted.items()},
+            "missed": [one._asdict() for one in those if not one.is_found],
+        }
+    return {"quiet_weeks": n_quiet, "false_alarms": len(false), "false_alarm_texts": false, "sizes": by_size}
 
 
 def _said(document: dict[str, Any]) -> str:  # Any: JSON
-    lines = [
-        f"{document['false_alarms']} false alarms in {document['quiet_weeks']} quiet weeks",
-        f"{document['found']} of {document['planted']} planted changes found within two weeks",
-        *(f"  {one['found']} of {one['planted']}  {name}" for name, one in document["by_change"].items()),
-    ]
+    lines = [f"{document['false_alarms']} false alarms in {document['quiet_weeks']} quiet weeks"]
+    for size, one in document["sizes"].items():
+        lines.append(f"{one['found']} of {one['planted']} changes of {size} times the stated size found in two weeks")
+        lines += [f"  {few['found']} of {few['planted']}  {name}" for name, few in one["by_change"].items()]
     return "\n".join(lines)
 
 

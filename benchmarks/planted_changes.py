@@ -1,7 +1,7 @@
 """Changes of a stated size, planted into a log of the simulated bank from a time on: what a monitor should find.
 
-Each takes the events as a table in the order of time and gives them back changed. A change is as large as `CHANGES`
-says, no larger; the names of the statistics are those in which a monitor must report it.
+Each takes the events as a table and gives them back changed from a time on, by `size` times what its first line says.
+The statistics of a change are those in one of which a monitor must tell it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
     name: str
     statistics: tuple[str, ...]
-    plant: Callable[[pa.Table, int, np.random.Generator], pa.Table]
+    plant: Callable[[pa.Table, int, np.random.Generator, float], pa.Table]
 
 
 def _time_us(events: pa.Table) -> IntArray:
@@ -47,38 +47,40 @@ def _retyped(events: pa.Table, chosen_N: BoolArray, name: str) -> pa.Table:
     return _with(events, "type", pc.if_else(pa.array(chosen_N), name, events["type"]))
 
 
-def more_of_a_type(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def more_of_a_type(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events in which `search_help` is 1.5x as frequent, in place of `view_account`."""
     late_N = _time_us(events) >= from_us
-    p = 0.5 * _of_type(events, "search_help").sum() / _of_type(events, "view_account").sum()
+    p = size * 0.5 * _of_type(events, "search_help").sum() / _of_type(events, "view_account").sum()
     return _retyped(events, late_N & _of_type(events, "view_account") & (rng.random(len(events)) < p), "search_help")
 
 
-def another_order(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def another_order(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events in which 10 % of what follows `receive_transfer` is a `withdraw` in its place."""
     user_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     order_N = np.lexsort((_time_us(events), user_N))
     follows_N = np.zeros(len(events), dtype=np.bool_)
     is_receipt_N = _of_type(events, "receive_transfer")[order_N]
     follows_N[order_N[1:]] = is_receipt_N[:-1] & (user_N[order_N][1:] == user_N[order_N][:-1])
-    chosen_N = follows_N & (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.1)
+    chosen_N = follows_N & (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.1 * size)
     return _retyped(events, chosen_N, "withdraw")
 
 
-def cents(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def cents(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose amounts are in cents."""
-    return _scaled(events, _time_us(events) >= from_us, 100.0)
+    return _scaled(events, _time_us(events) >= from_us, 100.0**size)
 
 
-def some_cents(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def some_cents(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 3 % of the transfers out are in cents."""
-    chosen_N = (_time_us(events) >= from_us) & _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.03)
+    chosen_N = (
+        (_time_us(events) >= from_us) & _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.03 * size)
+    )
     return _scaled(events, chosen_N, 100.0)
 
 
-def dearer(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def dearer(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose withdrawals are 15 % higher."""
-    return _scaled(events, (_time_us(events) >= from_us) & _of_type(events, "withdraw"), 1.15)
+    return _scaled(events, (_time_us(events) >= from_us) & _of_type(events, "withdraw"), 1 + 0.15 * size)
 
 
 def _scaled(events: pa.Table, chosen_N: BoolArray, factor: float) -> pa.Table:
@@ -87,7 +89,7 @@ def _scaled(events: pa.Table, chosen_N: BoolArray, factor: float) -> pa.Table:
     return _with(events, "amount", pa.array(scaled_N, mask=np.isnan(scaled_N)))
 
 
-def slower(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def slower(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose pauses inside a session are 1.15x as long."""
     time_us_N = _time_us(events)
     user_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -95,7 +97,7 @@ def slower(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table
     sorted_us_N = time_us_N[order_N]
     gap_us_N = np.diff(sorted_us_N, prepend=sorted_us_N[:1])
     opens_N = (np.diff(user_N[order_N], prepend=-1) != 0) | (gap_us_N > _SESSION_GAP_US)
-    stretch_N = np.where(opens_N | (sorted_us_N < from_us), 0, 0.15 * gap_us_N)
+    stretch_N = np.where(opens_N | (sorted_us_N < from_us), 0, 0.15 * size * gap_us_N)
     total_N = np.cumsum(stretch_N)
     first_N = np.maximum.accumulate(np.where(opens_N, np.arange(len(total_N)), 0))
     moved_N = time_us_N.copy()
@@ -103,33 +105,35 @@ def slower(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table
     return _with(events, "ts", _at(moved_N))
 
 
-def no_channel(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def no_channel(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 1 % have lost their channel."""
-    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.01)
+    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.01 * size)
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), None, events["channel"]))
 
 
-def no_amount(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def no_amount(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 2 % of the transfers out have lost their amount."""
-    chosen_N = (_time_us(events) >= from_us) & _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.02)
+    chosen_N = (
+        (_time_us(events) >= from_us) & _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.02 * size)
+    )
     return _with(events, "amount", pc.if_else(pa.array(chosen_N), None, events["amount"]))
 
 
-def new_channel(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def new_channel(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 0.5 % come from a channel nobody has seen."""
-    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.005)
+    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.005 * size)
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), "watch", events["channel"]))
 
 
-def new_type(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def new_type(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events with a new type after 2 % of the logins."""
-    chosen_N = (_time_us(events) >= from_us) & _of_type(events, "login") & (rng.random(len(events)) < 0.02)
+    chosen_N = (_time_us(events) >= from_us) & _of_type(events, "login") & (rng.random(len(events)) < 0.02 * size)
     return _inserted(events, chosen_N, delay_us=700_000, name="app_tour")
 
 
-def sent_twice(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def sent_twice(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 1 % are there again 200 ms later under an id of their own."""
-    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.01)
+    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.01 * size)
     return _inserted(events, chosen_N, delay_us=200_000, name=None)
 
 
@@ -144,27 +148,27 @@ def _inserted(events: pa.Table, chosen_N: BoolArray, *, delay_us: int, name: str
     return pa.concat_tables([events, more])
 
 
-def another_zone(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def another_zone(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose times are two hours late."""
     time_us_N = _time_us(events)
-    return _with(events, "ts", _at(np.where(time_us_N >= from_us, time_us_N + 2 * _HOUR_US, time_us_N)))
+    return _with(events, "ts", _at(np.where(time_us_N >= from_us, time_us_N + int(2 * size * _HOUR_US), time_us_N)))
 
 
-def lost(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def lost(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events without those of 12 % of the users."""
     codes_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     is_lost_U: FloatArray = rng.random(int(codes_N.max()) + 1)
-    return events.filter(pa.array((_time_us(events) < from_us) | (is_lost_U[codes_N] >= 0.12)))
+    return events.filter(pa.array((_time_us(events) < from_us) | (is_lost_U[codes_N] >= 0.12 * size)))
 
 
-def another_channel(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def another_channel(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 5 % of those on mobile are on the web in its place."""
     chosen_N = (_time_us(events) >= from_us) & pc.equal(events["channel"], "mobile").fill_null(False).to_numpy()
-    chosen_N &= rng.random(len(events)) < 0.05
+    chosen_N &= rng.random(len(events)) < 0.05 * size
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), "web", events["channel"]))
 
 
-def unchanged(events: pa.Table, from_us: int, rng: np.random.Generator) -> pa.Table:
+def unchanged(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
     """Return the events as they are: the change is in the scores."""
     return events
 

@@ -94,7 +94,7 @@ monitor) # exit 4 is an alarm
   ;;
 labels) # what the service was told, into a file that [labels] path may name
   wait_for postgres database_answers
-  exec fraud labels pull --state "$STATE" -o "${CONFIG%/*}/labels.jsonl"
+  exec fraud labels pull --state "$STATE" -o "${CONFIG%/*}/labels.jsonl" --config "$CONFIG"
   ;;
 keys) # the options of `fraud keys add`
   shift

@@ -14,9 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fraud.drift import Series
-from fraud.events import FloatArray
 
-_STILL = 0.05  # p of a later week that counts as the change going on
 _ALREADY = 0.01  # p of an earlier week, or of earlier weeks together, that counts as the change having begun
 _ALREADY_SPREADS = 2.58  # the same of a normal distribution
 _TOGETHER = 1  # weeks: what begins in the middle of one shows fully in the next
@@ -24,7 +22,7 @@ _PAUSE = 4  # weeks that a change may hide in the noise and is still the same on
 
 
 class Run(NamedTuple):
-    """A stretch of weeks in which one cell is off the same way: where it began, was found, was worst and ended
+    """A stretch of weeks in which one cell is off the same way: where it began, was found, was worst and was last off
     (inclusive)."""
 
     series: Series
@@ -53,10 +51,13 @@ def changes(series: tuple[Series, ...], late: Mapping[str, int]) -> tuple[Change
     """
     together: list[list[Run]] = []  # the clearest of each first
     for run in sorted((run for one in series for run in _runs(one)), key=lambda run: -_clarity(run)):
-        for group in together:
-            if abs(run.onset - group[0].onset) <= _TOGETHER or _began_with(run, group[0].onset):
-                group.append(run)
-                break
+        akin = [
+            group
+            for group in together
+            if abs(run.onset - group[0].onset) <= _TOGETHER or _began_with(run, group[0].onset)
+        ]
+        if akin:
+            min(akin, key=lambda group: group[0].onset).append(run)
         else:
             together.append([run])
     found = (
@@ -78,42 +79,33 @@ def _clarity(run: Run) -> float:
 
 def _began_with(run: Run, onset: int) -> bool:
     """Return True where the weeks from an earlier onset up to the run lie off the same way, taken together."""
-    before_W = run.series.t_W[onset : run.onset]
-    if len(before_W) == 0:
-        return False
+    return onset < run.onset and _lies_off(run.series, onset, run.onset, np.sign(run.series.t_W[run.found]))
+
+
+def _lies_off(series: Series, first: int, end: int, sign: float) -> bool:
+    """Return True where the weeks first .. end - 1 lie off in the direction of a sign, taken together."""
+    between_W = series.t_W[first:end]
     # The reference is the same in all of them: its own error does not average out.
-    n_reference = max(len(run.series.reference_V), 1)
-    error = np.sqrt((1 / len(before_W) + 1 / n_reference) / (1 + 1 / n_reference))
-    return float(before_W.mean() * np.sign(run.series.t_W[run.found]) / error) >= _ALREADY_SPREADS
+    n_reference = max(len(series.reference_V), 1)
+    error = np.sqrt((1 / len(between_W) + 1 / n_reference) / (1 + 1 / n_reference))
+    return float(between_W.mean() * sign / error) >= _ALREADY_SPREADS
 
 
 def _runs(series: Series) -> list[Run]:
     runs: list[Run] = []
     for found in np.flatnonzero(series.is_off_W).tolist():
         sign = np.sign(series.t_W[found])
-        if runs and found <= runs[-1].last:
-            continue
-        if runs and found - runs[-1].last <= _PAUSE and sign == np.sign(series.t_W[runs[-1].found]):
-            runs[-1] = _with_worst(runs[-1]._replace(last=_end(series, found, sign)))
-            continue
+        if runs and sign == np.sign(series.t_W[runs[-1].found]):
+            after = runs[-1].last + 1
+            if found - after < _PAUSE or _lies_off(series, after, found, sign):
+                runs[-1] = _with_worst(runs[-1]._replace(last=found))
+                continue
         first = runs[-1].last + 1 if runs else 0
         onset = found
-        while onset > first and _is_on(series, onset - 1, sign, _ALREADY):
+        while onset > first and np.sign(series.t_W[onset - 1]) == sign and series.p_W[onset - 1] < _ALREADY:
             onset -= 1
-        runs.append(_with_worst(Run(series, onset, found, found, _end(series, found, sign))))
+        runs.append(_with_worst(Run(series, onset, found, found, found)))
     return runs
-
-
-def _end(series: Series, found: int, sign: float) -> int:
-    last = found
-    while last + 1 < len(series.t_W) and _is_on(series, last + 1, sign, _STILL):
-        last += 1
-    return last
-
-
-def _is_on(series: Series, week: int, sign: float, level: float) -> bool:
-    t_W: FloatArray = series.t_W
-    return bool(np.sign(t_W[week]) == sign and (series.is_off_W[week] or series.p_W[week] < level))
 
 
 def _with_worst(run: Run) -> Run:

@@ -63,8 +63,9 @@ def headline(change: Change, said: tuple[Sentence, ...], starts_us_W: IntArray) 
     since = _day(int(starts_us_W[change.onset]))
     more = len(said) - 1
     also = f" (and {more} more {'change' if more == 1 else 'changes'} at that time)" if more else ""
-    if change.last < len(starts_us_W) - 1:
-        return f"from {since} to {_day(int(starts_us_W[change.last]) + WEEK_US)}, {said[0].text}{also}"
+    last = said[0].run.last
+    if last < len(starts_us_W) - 1:
+        return f"from {since} to {_day(int(starts_us_W[last]) + WEEK_US)}, {said[0].text}{also}"
     return f"since {since}, {said[0].text}{also}"
 
 

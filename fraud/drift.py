@@ -113,10 +113,13 @@ def judge_weeks(
             blocks.append(_volume_block(reference.volumes, judged.volumes))
     blocks = [block for block in blocks if block.cells]
     level_of_one = level / sum(len(block.cells) for block in blocks)
+    spreads = _moderated(blocks)
+    reach_M = t_beyond(level_of_one, np.maximum(np.concatenate([df_C for _, df_C in spreads]), 1.0))
+    first_B = np.cumsum([0, *(len(block.cells) for block in blocks)])
     series = [
         one
-        for block, (dispersion_C, df_C) in zip(blocks, _moderated(blocks), strict=True)
-        for one in _series(block, dispersion_C, df_C, level=level_of_one)
+        for block, (dispersion_C, df_C), first in zip(blocks, spreads, first_B[:-1].tolist(), strict=True)
+        for one in _series(block, dispersion_C, df_C, reach_M[first : first + len(df_C)])
     ]
     series += others(level_of_one)
     adjusted_MW = _holm(np.stack([one.p_W for one in series]))
@@ -267,7 +270,8 @@ def _prior(s2_G: FloatArray, d_G: FloatArray) -> tuple[float, float]:
     return math.exp(float(e_G.mean()) + digamma(d0 / 2) - math.log(d0 / 2)), d0
 
 
-def _series(block: _Block, dispersion_C: FloatArray, df_C: FloatArray, *, level: float) -> Iterator[Series]:
+def _series(block: _Block, dispersion_C: FloatArray, df_C: FloatArray, reach_C: FloatArray) -> Iterator[Series]:
+    """Yield the cells of a block; reach_C: the t that the bounds stand at."""
     t_WC = block.deviance_WC / np.sqrt(dispersion_C)
     is_known_C = df_C >= 1
     df_C = np.maximum(df_C, 1.0)
@@ -275,7 +279,7 @@ def _series(block: _Block, dispersion_C: FloatArray, df_C: FloatArray, *, level:
     if block.exact_WC is not None:
         p_WC = np.maximum(p_WC, _exact(block.exact_WC, dispersion_C))
     p_WC = np.where(is_known_C, p_WC, 1.0)
-    reach_WC = t_beyond(level, df_C) * np.sqrt(dispersion_C * block.scale_C * block.precision_WC)
+    reach_WC = reach_C * np.sqrt(dispersion_C * block.scale_C * block.precision_WC)
     low_WC, high_WC = block.expected_C - reach_WC, block.expected_C + reach_WC
     if block.kind != "mean":
         low_WC = np.maximum(low_WC, 0.0)

@@ -38,7 +38,7 @@ def figure_name(series: Series) -> str:
         case "hour", _:
             return f"events from {cell[0]}"
         case "volume", _:
-            return f"{cell[0]} in a week"
+            return cell[0]
         case "score", "mean":
             return "typical score"
         case "score", _:

@@ -203,7 +203,8 @@ def _text(
     source: str, n_frauds: int, until_us: int, prediction: _Prediction | None, *, n_held: int, n_undated: int
 ) -> str:
     until = datetime.fromtimestamp(until_us / 1e6, UTC)
-    text = f"source {source} sent {n_frauds:,} fraud labels in the week to {until.day} {until:%B %Y}"
+    cases = f"{n_frauds:,} fraud label{'' if n_frauds == 1 else 's'}"
+    text = f"source {source} sent {cases} in the week to {until.day} {until:%B %Y}"
     if prediction is None:
         text += f"; too young to be watched (fewer than {MIN_HISTORY_WEEKS} weeks)"
     else:

@@ -61,13 +61,15 @@ def diff_bundles(
         _check_reads_alike(name, bundle, config)
     with closing(read_log(config)) as log:
         check_usable(log)
+        if not log.n_events:
+            raise DataError(f"{config.log.events}: the log holds no row; there is nothing to decide on")
         warn_without_labels(config, screen)
         period, limits = _period(a, b, config, log, since, until)
         with screen.progress() as advance:
             found = side_by_side(
                 a.scorer, b.scorer, log, config, period, progress=lambda done, whole: advance("score", done, whole)
             )
-        newest_us = int(log.time_us.max(initial=0))
+        newest_us = int(log.time_us.max())
     if not len(found.sides.user_D):
         raise DataError(
             f"no event on which both decide from {_told(period.since_us)} to {_told(period.until_us)}; the log ends at "

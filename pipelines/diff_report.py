@@ -131,8 +131,8 @@ class Diff:
         moved = self.movements
         lines = [
             f"{self.n_changed:,} of {self.n:,} decisions change ({self.n_changed / self.n:.2%}), of "
-            f"{self.n_changed_users:,} of {self.n_users:,} users: B is stricter {self.n_stricter:,} times, milder "
-            f"{self.n_milder:,} times.",
+            f"{self.n_changed_users:,} of {self.n_users:,} users: B is stricter in {self.n_stricter:,}, milder in "
+            f"{self.n_milder:,}.",
             f"Alerts: {rate_a:.2%} of the decisions under A, {rate_b:.2%} under B (policy.alert_budget = "
             f"{self.alert_budget:.2%}); {_moved_words('newly', moved.newly_alerted)}, "
             f"{_moved_words('no longer', moved.no_longer_alerted)}.",

@@ -59,7 +59,9 @@ def answered(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, FraudError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        is_ours = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        is_told = isinstance(error, ConnectionError) and error.errno is None  # by a block inside this one
+        if is_ours or is_told or isinstance(error, FraudError):
             raise
         where = without_password(uri)
         raise ConnectionError(f"the tracker at {where} did not do what was asked: {_reason(error)}") from error

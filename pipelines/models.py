@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fraud.bundle import Bundle, load_bundle
 from fraud.config import TrackingConfig, load_config
 from fraud.errors import ConfigError
+from fraud.manifest import MANIFEST
 from pipelines.console import Screen, interval
 from pipelines.mlflow_client import SQLITE, absolute_uri, without_password
 from pipelines.registry import Registry, open_registry
@@ -46,6 +48,18 @@ def registry_at(place: Place) -> Registry:
     if place.uri.startswith(SQLITE) and not Path(place.uri.removeprefix(SQLITE)).is_file():
         raise ConfigError(f"{place.uri}: there is no such file; expected the tracker's, which `fraud retrain` makes")
     return open_registry(place.uri, place.name)
+
+
+def bundle_at(text: str, place: Place, folder: Path) -> Bundle:
+    """Return the bundle that a person names: a directory, an alias such as champion, a version's number or its digits.
+
+    folder: where a version is downloaded to. Raises ConfigError where there is no such thing.
+    """
+    if (Path(text) / MANIFEST).is_file():
+        return load_bundle(text)
+    registry = registry_at(place)
+    version = registry.at(text) or registry.named(text)
+    return load_bundle(registry.fetch(version, folder))
 
 
 def list_models(place: Place, screen: Screen) -> Json:

@@ -50,8 +50,8 @@ def watch(
     """Return what changed in the log of a configuration, in the whole weeks that end at until_us.
 
     from_us: where the first week may begin, by default where the bundle's reference ends. until_us: by default the
-    first whole hour after the newest event; nothing later is read, and no label that came later. false_alarms: the chance that a quiet
-    week raises an alarm. events: another log than the configuration's.
+    first whole hour after the newest event; nothing later is read, and no label that came later. false_alarms: the
+    chance that a quiet week raises an alarm. events: another log than the configuration's.
 
     Raises ConfigError for a bundle of another [log], [fields] or [sessions], BundleError for one without figures by
     week, DataError for a log with no whole week to judge.

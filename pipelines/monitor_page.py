@@ -40,7 +40,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child, td.text { text-align: left; } thead th { background: var(--soft); }
 td.off { color: var(--off); font-weight: 600; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem 1.5rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; }
 dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; max-width: 46rem; }
 """
@@ -120,8 +120,8 @@ def _verdict(standing: tuple[Alarm, ...], over: tuple[Alarm, ...]) -> str:
 
 
 def _card(alarm: Alarm, watched: Watched, names: Iterator[str], *, is_standing: bool) -> str:
-    state = "still so" if is_standing else f"over since {_day(alarm.last_us)}"
-    lines = "".join(f"<li>{_marked(sentence)}</li>" for sentence in alarm.said)
+    state = "still so" if is_standing else f"not seen after {_day(alarm.last_us)}"
+    lines = "".join(f"<li>{_marked(sentence)}</li>" for sentence in alarm.said[1:])
     return (
         f'<section class="alarm{"" if is_standing else " over"}"><h3>{_marked(alarm.said[0][:1].upper())}'
         f"{_marked(alarm.said[0][1:])}</h3>"

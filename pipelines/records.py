@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipelines.files import only_one, written_whole
 
 UNTRACKED = "untracked"
 _FORMAT = 1
+_ATTEMPTS = 5
 # These differ when a killed command does the same work again.
 _OF_ONE_ATTEMPT = ("id", "parent", "fit_s")
 
@@ -33,8 +34,8 @@ Json = dict[str, Any]  # Any: JSON
 class RunRecord:
     """What the tracker is told of one training: history has the figures of each epoch, in order.
 
-    id: the record's own, by which the tracker is asked whether it has the run. parent: the id of the record whose run
-    this one stands below.
+    id: the record's own, by which the tracker is asked whether it has the run; a new one, unless the command that makes
+    the record wants to find its run again. parent: the id of the record whose run this one stands below.
     """
 
     name: str
@@ -95,15 +96,17 @@ def held(path: Path) -> Iterator[bool]:
     The folder goes when nothing is kept there any more.
     """
     with ExitStack() as stack:
-        is_held = False
-        while not is_held:
+        is_held = True
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
                 stack.enter_context(only_one(path))
-                is_held = True
-            except FileNotFoundError:  # a run beside this one was told, and removed the folder that was empty
-                continue
-            except ConfigError:
                 break
+            except ConfigError:
+                is_held = False
+                break
+            except FileNotFoundError:  # a run beside this one was told, and removed the folder that was empty
+                if attempt == _ATTEMPTS:
+                    raise
         yield is_held
     with suppress(OSError):  # others are kept there
         path.parent.rmdir()
@@ -114,10 +117,11 @@ def read_untold(path: Path) -> UntoldRun:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(tree, dict) or tree.pop("format", None) != _FORMAT:
-        lacking = sorted({one.name for one in fields(UntoldRun)} - set(tree))
-        raise DataError(f"{path}: expected format {_FORMAT}; written by another version, it lacks {', '.join(lacking)}")
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    tree = tree if isinstance(tree, dict) else {}
+    if tree.pop("format", None) != _FORMAT:
+        lacking = [one.name for one in fields(UntoldRun) if one.default is MISSING and one.name not in tree]
+        raise DataError(f"{path}: not a record of format {_FORMAT}, as this version writes it: no {', '.join(lacking)}")
     beside = path.parent.parent
     try:
         run = _ADAPTER.validate_python(tree)
@@ -146,7 +150,9 @@ def _taken_up(run: UntoldRun, path: Path) -> UntoldRun | None:
     if _content(left) != _content(run):
         return None
     record = replace(left.record, id=run.record.id, parent=run.record.parent)
-    return replace(left, record=record, earlier_ids=(*left.earlier_ids, left.record.id))
+    earlier = dict.fromkeys((*left.earlier_ids, left.record.id))
+    earlier.pop(record.id, None)  # a command may give its record the same id each time
+    return replace(left, record=record, earlier_ids=tuple(earlier))
 
 
 def _content(run: UntoldRun) -> str:

@@ -17,7 +17,7 @@ from fraud.bundle import load_bundle, sync_directory
 from fraud.errors import BundleError, ConfigError
 from fraud.manifest import VERSION_DIGITS
 from pipelines.files import replace_directory
-from pipelines.mlflow_client import answered, client_of, download, found
+from pipelines.mlflow_client import SQLITE, alone, answered, client_of, download, found
 from pipelines.pyfunc import BUNDLE
 from pipelines.transitions import (
     BEFORE,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
+_PAUSE_S = 0.5  # many times what a transition's calls take, `carry_out`
 _NOT_IN_NAMES = "/:@'\""  # MLflow refuses the first two; the others mean something in a URI or a filter
 
 
@@ -126,8 +127,7 @@ class Registry:
             return version
         with answered(self.uri):
             model = self._logged_model(run_id, facts[BUNDLE_TAG])
-            if found(lambda: self.client.get_registered_model(self.name)) is None:
-                self.client.create_registered_model(self.name)
+            self._make_model()
             # A version comes with its tags, or not at all. Its source is the place of the files, not "models:/ID": that
             # a local store would look up in the tracker of the environment.
             made = self.client.create_model_version(
@@ -179,7 +179,7 @@ class Registry:
         expected_champion: the number of the champion that it was judged against. Raises ConfigError where another one
         is it now.
         """
-        with answered(self.uri):
+        with answered(self.uri), alone(self.uri):
             finish_pending(self.client, self.name)
             champion = aliases_of(self.client, self.name).get(CHAMPION)
             if champion == version.number:
@@ -189,13 +189,13 @@ class Registry:
                     f"the champion of the model {self.name!r} changed: version {champion or 'none'}, expected version "
                     f"{expected_champion or 'none'}; judge against the one that is it now"
                 )
-            carry_out(self.client, self.name, promotion(champion, version.number, reason))
+            change = promotion(champion, version.number, reason)
+            carry_out(self.client, self.name, change, pause_s=self._pause_s)
 
     def note(self, tag: str, text: str) -> None:
         """Write a text beside the model as one of its tags; the model is made where it is not there yet."""
         with answered(self.uri):
-            if found(lambda: self.client.get_registered_model(self.name)) is None:
-                self.client.create_registered_model(self.name)
+            self._make_model()
             self.client.set_registered_model_tag(self.name, tag, text)
 
     def noted(self, tag: str) -> str | None:
@@ -210,11 +210,11 @@ class Registry:
         A rollback that was cut short is finished, not done twice. Raises ConfigError where there is nothing to go back
         to.
         """
-        done = self.finish_pending()
-        if done is None or done.kind != "rollback":
-            done = self._rollback()
-            with answered(self.uri):
-                carry_out(self.client, self.name, done)
+        with answered(self.uri), alone(self.uri):
+            done = finish_pending(self.client, self.name)
+            if done is None or done.kind != "rollback":
+                done = self._rollback()
+                carry_out(self.client, self.name, done, pause_s=self._pause_s)
         return self.named(str(done.replaced)), self.named(done.champion)
 
     def pending(self) -> Transition | None:
@@ -224,8 +224,17 @@ class Registry:
 
     def finish_pending(self) -> Transition | None:
         """Return the promotion or rollback that was cut short, finished now."""
-        with answered(self.uri):
+        with answered(self.uri), alone(self.uri):
             return finish_pending(self.client, self.name)
+
+    @property
+    def _pause_s(self) -> float:
+        """Return how long a transition waits for others: not at all where `alone` holds them off."""
+        return 0.0 if self.uri.startswith(SQLITE) else _PAUSE_S
+
+    def _make_model(self) -> None:
+        if found(lambda: self.client.get_registered_model(self.name)) is None:
+            self.client.create_registered_model(self.name)
 
     def _rollback(self) -> Transition:
         champion, previous = self.champion(), self.previous()

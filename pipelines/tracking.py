@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RECORD_TAG = "fraud.record"  # of a run: the id of its record
 _PARENT_TAG = "mlflow.parentRunId"
 _FINISHED = "FINISHED"
+_WAYS_OUT = "put it back, or remove the record of the run"
 _MAX_PARAMETER = 500
 _ATTEMPTS = 5  # to open a store that another process is just making
 _PAUSE_S = 0.1  # before the second attempt twice this, and twice as long before each that follows
@@ -57,17 +58,18 @@ def tell(run: UntoldRun, uri: str) -> str:
     May be called again, whatever ended it: a run that has the record's tag is gone on with, and never made twice.
     Raises DataError where a file of the run is gone, ConnectionError where the tracker does not take it.
     """
-    _check_parts(run)
     with answered(uri):
         with asked_once():  # who does not answer here costs one timeout
             client, experiment_id = _opened(run.experiment, uri)
             found = _run_of(client, experiment_id, run.record.id, *run.earlier_ids)
+            if found is not None and found.info.status == _FINISHED:
+                return found.info.run_id
+            _check_parts(run)
             if found is None:
                 found = _made(client, experiment_id, run)
             elif found.data.tags[RECORD_TAG] != run.record.id:
                 client.set_tag(found.info.run_id, RECORD_TAG, run.record.id)  # what stands below it says this one
-        if found.info.status != _FINISHED:
-            _filled(client, experiment_id, found.info.run_id, run)
+        _fill(client, experiment_id, found.info.run_id, run)
         return found.info.run_id
 
 
@@ -115,14 +117,14 @@ def tracking_uri(config: Config) -> str:
 def _check_parts(run: UntoldRun) -> None:
     for file in run.files:
         if not file.is_file():
-            raise DataError(f"{file}: an artefact of the run {run.record.name!r} is gone; put it back")
+            raise DataError(f"{file}: an artefact of the run {run.record.name!r} is gone; {_WAYS_OUT}")
     if run.bundle is None:
         return
     wanted = f"the bundle of the run {run.record.name!r}, version {run.bundle_version}"
     if not run.bundle.is_dir():
-        raise DataError(f"{run.bundle}: expected {wanted}, which is gone; put it back")
+        raise DataError(f"{run.bundle}: expected {wanted}, which is gone; {_WAYS_OUT}")
     if (version := _version(run.bundle)) != run.bundle_version:
-        raise DataError(f"{run.bundle}: expected {wanted}; found version {version}")
+        raise DataError(f"{run.bundle}: expected {wanted}; found version {version}; {_WAYS_OUT}")
 
 
 def _version(bundle: Path) -> str:
@@ -135,14 +137,14 @@ def _run_of(client: MlflowClient, experiment_id: str, *record_ids: str) -> Run |
     There are two where the tracker made one after its answer was given up, and the next telling came before it was
     there: the one that is further stays.
     """
-    runs = [
-        run
+    runs = {
+        run.info.run_id: run
         for record_id in record_ids
         for run in client.search_runs([experiment_id], f"tags.`{RECORD_TAG}` = '{record_id}'")
-    ]
+    }
     if not runs:
         return None
-    first, *others = sorted(runs, key=lambda run: (run.info.status != _FINISHED, run.info.run_id))
+    first, *others = sorted(runs.values(), key=lambda run: (run.info.status != _FINISHED, run.info.run_id))
     for run in others:
         client.delete_run(run.info.run_id)
     return first
@@ -162,7 +164,7 @@ def _made(client: MlflowClient, experiment_id: str, run: UntoldRun) -> Run:
     return client.create_run(experiment_id, start_time=started_ms, tags=tags, run_name=record.name)
 
 
-def _filled(client: MlflowClient, experiment_id: str, run_id: str, run: UntoldRun) -> None:
+def _fill(client: MlflowClient, experiment_id: str, run_id: str, run: UntoldRun) -> None:
     """Log what a run holds, and end it. All of it is the same when it is logged again."""
     from mlflow.entities import Param
 

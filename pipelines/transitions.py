@@ -24,7 +24,6 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 SINCE, BEFORE = "fraud.champion_since", "fraud.champion_before"
 ROLLED_BACK, REASON = "fraud.rolled_back_at", "fraud.reason"
 _PENDING = "fraud.transition"
-_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ def rollback(champion: str, previous: str, before: str | None) -> Transition:
     return Transition(kind="rollback", champion=previous, previous=before, replaced=champion, reason=reason, at=_now())
 
 
-def carry_out(client: MlflowClient, name: str, transition: Transition) -> None:
+def carry_out(client: MlflowClient, name: str, transition: Transition, *, pause_s: float) -> None:
     """Change the champion of the model `name`; raise ConfigError where somebody else changes it at the same moment.
 
     No tracker compares and sets. So it is Fischer's mutual exclusion, of one register and a pause (in L. Lamport, "A
@@ -65,7 +64,7 @@ def carry_out(client: MlflowClient, name: str, transition: Transition) -> None:
     """
     text = json.dumps(asdict(transition))
     client.set_registered_model_tag(name, _PENDING, text)
-    sleep(_PAUSE_S)
+    sleep(pause_s)
     if _tag(client, name) == text and aliases_of(client, name).get(CHAMPION) == transition.replaced:
         _move(client, name, transition)
     _strike_out(client, name, text)

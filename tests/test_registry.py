@@ -23,7 +23,7 @@ _ALL_WRITES = 12  # more than any transition makes
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else is there to be waited for."""
-    monkeypatch.setattr("pipelines.transitions._PAUSE_S", 0.0)
+    monkeypatch.setattr("pipelines.registry._PAUSE_S", 0.0)
 
 
 def _promote(registry: Registry, number: str, expected: str | None) -> None:

@@ -46,7 +46,7 @@ def _fraud_commands(path: Path) -> Iterator[list[str]]:
         line = line.split(" #", 1)[0]
         if path.suffix == ".yml" and (found := re.search(r"^  command: \[(.*)\]", line)):  # of the service's image
             yield [word.strip().strip('"') for word in found[1].split(",")]
-        elif not line.lstrip().startswith("#"):
+        elif not line.lstrip().startswith("#") and (path.suffix != ".md" or line.startswith("    ")):
             for found in re.finditer(r"(?:^|[ =/])fraud (?=[a-z])([^>|&`]*)", line):
                 yield shlex.split(found[1].split(";")[0].removesuffix('"$@"'))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fraud.bundle import Bundle, load_bundle
+from fraud.bundle import Bundle
 from fraud.config import Config, config_to_toml, load_config
 from fraud.errors import ConfigError, FraudError
 from fraud.instants import DAY_US, instant_text, instant_us
 from pipelines import backtest_steps
 from pipelines.backtest import backtest
 from pipelines.backtest_rules import Watch, newest_alarms
-from pipelines.backtest_steps import CHALLENGERS, STEPS, Turn, stamp
+from pipelines.backtest_steps import STEPS, Turn, stamp
 from pipelines.challenge import make_challenger
 from pipelines.console import Screen
-from pipelines.monitor import watch as monitor_watch
 from pipelines.registry import open_registry
 from pipelines.simulate import simulate
 from pipelines.tracking import tracking_uri
@@ -137,7 +137,7 @@ def test_a_backtest_equals_a_loop_of_the_single_commands(lived: Lived, tmp_path:
 
 
 def test_what_came_later_changes_nothing_of_what_was_lived(lived: Lived, tmp_path: Path) -> None:
-    """On files that end a little after two weeks, those weeks are lived as on files that go on; judged by fewer labels."""
+    """On files that end soon after two weeks, these are lived as on files that go on; only fewer frauds are known."""
     log, ends_us = lived.config_file.parent, START_US + 2 * WEEK_US + DAY_US
     _until(log / "events.parquet", "ts", ends_us, tmp_path / "events.parquet")
     _until(log / "labels.parquet", "known_at", ends_us, tmp_path / "labels.parquet")
@@ -204,15 +204,43 @@ def test_a_full_disk_costs_one_step(lived: Lived, tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_monitor_itself_is_asked_by_the_command(lived: Lived, tmp_path: Path) -> None:
-    document = _backtest(lived.config, tmp_path / "out", rules=("alarm",), n_weeks=2, watch=newest_alarms)
-    step = lived.document["steps"][1]
-    champion = load_bundle(lived.out / CHALLENGERS / stamp(START_US))
-    watched = monitor_watch(
-        champion, lived.config, from_us=START_US, until_us=START_US + WEEK_US, screen=Screen(as_json=True)
-    )
-    assert document["steps"][1]["rules"]["alarm"]["alarms"] == [alarm.text for alarm in watched.alarms]
-    assert step["rules"]["never"]["champion"] == champion.version
+def test_the_monitor_is_asked_about_the_week_before(lived: Lived, tmp_path: Path) -> None:
+    """For a week all amounts come in cents, after the first champion was made."""
+    log = lived.config_file.parent
+    events = pq.read_table(log / "events.parquet")
+    time_us = events["ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+    is_faulty = pc.and_(pc.greater_equal(time_us, START_US), pc.less(time_us, START_US + WEEK_US))
+    cents = pc.if_else(is_faulty, pc.multiply(events["amount"], 100.0), events["amount"])
+    place = events.column_names.index("amount")
+    pq.write_table(events.set_column(place, "amount", cents), tmp_path / "events.parquet")
+    shutil.copy(log / "labels.parquet", tmp_path)
+    config = replace(lived.config, root=tmp_path)
+    document = _backtest(config, tmp_path / "out", rules=("alarm",), n_weeks=2, watch=newest_alarms)
+    first, second = (step["rules"]["alarm"] for step in document["steps"])
+    assert (first["alarms"], first["verdict"]) == ([], "promoted")
+    assert "amount" in " ".join(second["alarms"])
+    assert second["verdict"] in ("promoted", "refused")
+    assert document["rules"]["alarm"]["n_alarms"] == 1
+
+
+def test_a_source_of_labels_that_is_held_back_refuses_as_retrain_does(lived: Lived, tmp_path: Path) -> None:
+    """In the first week the one source reports 300 honest events, and nobody is there to look at them."""
+    log = lived.config_file.parent
+    labels = pq.read_table(log / "labels.parquet")
+    honest = pq.read_table(log / "events.parquet")["event_id"].slice(0, 300)
+    known_at = pa.array([START_US + DAY_US] * 300).cast(labels.schema.field("known_at").type)
+    flood = pa.table({"event_id": honest, "fraud": [1] * 300, "known_at": known_at}, schema=labels.schema)
+    sent = pa.concat_tables([labels, flood])
+    pq.write_table(sent.append_column("source", pa.repeat("app", len(sent))), tmp_path / "labels.parquet")
+    shutil.copy(log / "events.parquet", tmp_path)
+    assert lived.config.labels is not None
+    config = replace(lived.config, root=tmp_path, labels=replace(lived.config.labels, source="source"))
+    document = _backtest(config, tmp_path / "out", rules=("weekly",), n_weeks=2)
+    first, second = (step["rules"]["weekly"] for step in document["steps"])
+    assert (second["verdict"], second["reason"]) == ("refused", "labels_held_back")
+    assert second["text"].startswith("source app sent 3")
+    assert second["champion"] == first["champion"]
+    assert any("nobody was there to accept it: weekly" in limit for limit in document["limits"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from fraud.config import Config, config_to_toml, load_config
 from fraud.decisions import DECISIONS
 from fraud.judging import train
 from fraud.logs import read_log
+from pipelines.side_by_side import N_BEFORE, Period, side_by_side
 from tests.commands import Ended, call_fraud, refused
+from tests.registered import NAME, registered
 from tests.trained import Trained, trained_bundles
 
 Json = dict[str, Any]  # Any: JSON
@@ -81,6 +83,41 @@ def test_what_it_is_worth_is_what_evaluate_says(trained: Trained, found: Json) -
     assert low <= found["outcome"]["money_saved"]["diff"] <= high
 
 
+def test_what_is_said_of_an_event_stands_in_the_log(trained: Trained) -> None:
+    config, scorer = trained.config, trained.bundle("boosting").scorer
+    with closing(read_log(config)) as log:
+        found = side_by_side(scorer, scorer, log, config, Period(0, 2**62), progress=lambda done, whole: None)
+    past: dict[str, list[str]] = {}
+    of_event: dict[str, Json] = {}
+    for row in pq.read_table(trained.events).sort_by([("ts", "ascending"), ("event_id", "ascending")]).to_pylist():
+        types = past.setdefault(row["user_id"], [])
+        of_event[row["event_id"]] = row | {"before": types[::-1][:N_BEFORE]}
+        types.append(row["type"])
+    facts, sides = found.facts, found.sides
+    before_DB = facts.before_B.to_objects().reshape(-1, N_BEFORE)
+    types, channels = facts.type.to_objects(), facts.categorical["channel"].to_objects()
+    assert len(facts.event_id) == sum(row["type"] in config.decisions.on for row in of_event.values())
+    assert sides.amount_D is not None
+    for place, event_id in enumerate(facts.event_id.to_pylist()):
+        row = of_event[event_id]
+        assert found.users[sides.user_D[place]] == row["user_id"]
+        assert (types[place], channels[place], sides.amount_D[place]) == (row["type"], row["channel"], row["amount"])
+        assert [name for name in before_DB[place] if name is not None] == row["before"]
+        assert facts.hour_D[place] == row["ts"].hour
+
+
+def test_an_alias_and_a_version_name_bundles_of_the_registry(trained: Trained, found: Json, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    bundles = {model: trained.folder / model for model in ("boosting", "lstm")}
+    made = registered(uri, bundles, tmp_path)
+    made.registry.promote(made.versions["boosting"], expected_champion=None, reason="a test")
+    options = ("--config", trained.config_file, "--tracking-uri", uri, "--name", NAME, "--json")
+    done = call_fraud("models", "diff", "champion", made.versions["lstm"].number, *options)
+    assert done.exit_code == 0, done.stderr
+    assert done.document | {"seconds": 0} == found | {"seconds": 0}
+    refused(call_fraud("models", "diff", "champion", "17", *options), "17")
+
+
 def test_the_same_bundle_changes_nothing(trained: Trained, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = _diff(trained, "lstm", "lstm", "--html", page)
@@ -132,6 +169,9 @@ def test_what_cannot_be_compared_is_refused(trained: Trained) -> None:
     refused(_diff(trained, "lstm", "plain"), "B (", "[log] or [fields]", "plain/config.toml")
     refused(_diff(trained, "lstm", "gru", "--since", "2026-03-01"), "--since", "with a zone")
     refused(_diff(trained, "lstm", "gru", "--until", "1999-01-01T00:00:00Z"), "--until", "after the start")
+    empty = trained.log / "empty.csv"
+    empty.write_text("user_id,ts,type,event_id,amount,channel,payee,device\n", encoding="utf-8")
+    refused(_diff(trained, "lstm", "gru", "--set", "log.events=empty.csv"), "the log holds no row")
     refused(_diff(trained, "lstm", "gru", "--since", "2190-01-01T00:00:00Z"), "--since", "the log ends at")
 
 

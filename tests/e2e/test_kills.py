@@ -1,4 +1,4 @@
-"""kill -9 in the middle of `score`, `train`, `compare`: nothing partial under a final name; resumed, the same bytes."""
+"""kill -9 in the middle of `score`, `train`, `compare`, `backtest`: nothing partial under a final name; resumed, the same bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pathlib import Path
 import onnx, pandas, pyarrow.compute, pyarrow.csv, pyarrow.parquet, safetensors.numpy, torch, torch._dynamo
 import fraud.models.network, fraud.models.recurrent_graph, fraud.learning, fraud.logs, fraud.training
 import sklearn.ensemble
-import pipelines.compare, pipelines.prepare, pipelines.score, pipelines.train
+import pipelines.backtest, pipelines.compare, pipelines.prepare, pipelines.score, pipelines.train
 from pipelines.cli import main
 
 arguments, root = json.loads(sys.argv[1]), Path(sys.argv[2])
@@ -37,6 +37,7 @@ fraud.logs.PARTITION_BYTES = int(sys.argv[3])
 pipelines.train.track = lambda *_: None  # after the bundle stands; by far the slowest part of a small training
 pipelines.compare.track = pipelines.compare.track_parent = lambda *_, **__: None
 pipelines.compare.pictures = lambda *_: []  # most of the time of a small comparison
+pipelines.backtest.backtest_pictures = lambda *_: []  # likewise
 read_fit = pipelines.compare.read_fit
 pipelines.compare.read_fit = lambda job: read_fit(job)._replace(fit_s=1.0)  # all else must be the same
 seed, n_times, n_names = json.loads(sys.argv[4])
@@ -178,6 +179,22 @@ def test_a_comparison_killed_anywhere_and_resumed_gives_the_same_bytes(trained: 
     assert {"comparison/comparison.json", "comparison/bundles/boosting/manifest.json"} <= report["whole"].keys()
     _check(report, at_least=5)
     assert any(".comparison.work/fits/boosting-0/fit/fit.json" in point["after"] for point in report["points"])
+
+
+def test_a_backtest_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
+    simulate(tmp_path / "log", users=120, days=75, seed=3, fraud_rate=0.1)
+    config = tmp_path / "log" / "config.toml"
+    config.write_text(config_to_toml(trained.config), encoding="utf-8")
+    arguments = ["backtest", str(config), "-o", "OUT/backtest", "--rules", "never,weekly"]
+    arguments += ["--from", "2025-03-03T00:00:00Z", "--to", "2025-03-17T00:00:00Z"]
+    arguments += ["--set", "model.name=boosting", "--set", "model.trees=10", "--set", "retrain.positives=10"]
+    report = _driven(arguments, tmp_path, partition_bytes=2**29, n_times=5, n_names=4)
+    assert {"backtest/backtest.json", "backtest/steps/2025-03-10T000000Z.parquet"} <= report["whole"].keys()
+    assert any(name.startswith("backtest/challengers/2025-03-10T000000Z/") for name in report["whole"])
+    _check(report, at_least=6)
+    one_step, no_step = ".backtest.work/steps/2025-03-03T000000Z.parquet", ".backtest.work/run.json"
+    assert any(one_step in point["after"] for point in report["points"])
+    assert any(no_step in point["after"] and one_step not in point["after"] for point in report["points"])
 
 
 def _stopped(monkeypatch: pytest.MonkeyPatch, where: object, name: str, *command: str | Path) -> None:

@@ -266,8 +266,10 @@ def test_what_is_trained_from_is_the_banks_own_labels_and_those_that_were_sent(
     config.write_text(config_to_toml(load_config(trained.config_file, overrides)), encoding="utf-8")
     state = f"sqlite:///{tmp_path}/state.db"
     # The clock of the log: these labels became known long ago, not now.
-    with serving(trained.folder / "boosting", state, "--clock", "log", folder=tmp_path) as server:
-        caller = Caller(server)
+    with (
+        serving(trained.folder / "boosting", state, "--clock", "log", folder=tmp_path) as server,
+        closing(Caller(server)) as caller,
+    ):
         users = dict(
             zip(*(pq.read_table(trained.events)[name].to_pylist() for name in ("event_id", "user_id")), strict=True)
         )

@@ -198,7 +198,7 @@ def test_the_service_answers_with_one_whole_bundle_whatever_becomes_of_publisher
                 assert start.run(out).code == 0
                 _wait_until_it_answers_with(server, new)
                 old = new
-        assert "refused" not in server.said
+        assert "model refused" not in server.said
 
 
 def _answers_with(server: ServerProcess) -> str:

@@ -22,10 +22,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fraud.bundle import load_bundle
 from fraud.config import load_config
 from pipelines.console import Screen
 from pipelines.mlflow_client import client_of, download
 from pipelines.records import read_untold
+from pipelines.registry import open_registry
 from pipelines.resend import resend
 from pipelines.tracking import RECORD_TAG, track
 from tests.commands import ROOT, Ended, call_fraud, contents, run_fraud
@@ -212,6 +214,30 @@ def test_a_comparison_without_a_tracker_is_told_later_with_its_runs_in_their_pla
     parent = told.pop("comparison")
     assert parents == {parent: None, told["boosting"]: parent, told["average"]: parent}
     assert not list(tmp_path.rglob("untracked"))
+
+
+def test_a_retraining_promotes_its_challenger_through_the_server(
+    trained: Trained, server: MlflowServer, tmp_path: Path
+) -> None:
+    for name in ("events.parquet", "labels.parquet", "small.toml"):
+        shutil.copy(trained.log / name, tmp_path)
+    command = ["retrain", tmp_path / "small.toml", *_settings(server.url, "retrained"), "--json"]
+    command += ["--set", "tracking.model_name=retrained", "--set", "retrain.positives=20"]
+    promoted = call_fraud(*command).document
+    assert (promoted["verdict"], promoted["reason"]) == ("promoted", "first_model")
+    registry = open_registry(server.url, "retrained")
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.number == promoted["version"]
+    run = registry.client.get_run(champion.run_id)
+    parent = registry.client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+    assert {"verdict.json", "verdict.html"} <= {
+        file.path for file in registry.client.list_artifacts(parent.info.run_id)
+    }
+    assert load_bundle(registry.fetch(champion, tmp_path / "fetched")).version == champion.bundle
+    assert call_fraud(*command).document["verdict"] == "unchanged"
+    assert len(_runs(registry.client, "retrained")) == 2
 
 
 def test_a_server_that_is_killed_while_a_scorer_trains_gets_the_run_afterwards(

@@ -261,13 +261,13 @@ def _of_another_type(kept: Path, trained: Trained) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_another_bundle, "version"),
-        (_no_bundle, "which is gone; put it back"),
+        (_another_bundle, "; found version "),
+        (_no_bundle, "which is gone; put it back, or remove the record"),
         (
             _of_another_version,
-            "it lacks bundle, bundle_version, config, earlier_ids, ended_ms, experiment, files, record",
+            "no record, ended_ms, uri, experiment, config, bundle, bundle_version, files",
         ),
-        (_cut, "cannot be read as JSON"),
+        (_cut, "cannot be read (Unterminated string"),
         (_of_another_type, "ended_ms: Input should be a valid integer"),
     ],
 )
@@ -339,6 +339,20 @@ def test_the_same_run_is_kept_once_and_another_one_beside_it(trained: Trained, t
     run = read_untold(tmp_path / "untracked" / "tuned.json")
     assert (run.record.id, run.earlier_ids, run.record.fit_s) == (again.id, (first.id,), first.fit_s)
     assert keep(other) == ["tuned-2.json", "tuned.json"]
+
+
+def test_a_command_that_gives_its_record_the_same_id_finds_its_run_again(
+    trained: Trained, store: Path, tmp_path: Path
+) -> None:
+    config, record = load_config(trained.config_file, [f"tracking.uri=sqlite:///{store}"]), _record(id="retrain-1")
+    away = load_config(trained.config_file, ["tracking.uri=http://127.0.0.1:9"])
+    assert [track_parent(record, [], away, _SCREEN, keep_as=tmp_path / "verdict") for _ in range(2)] == [None, None]
+    run_id = track_parent(record, [], config, _SCREEN, keep_as=tmp_path / "verdict")
+    assert run_id is not None
+    assert track_parent(replace(record, fit_s=9.0), [], config, _SCREEN, keep_as=tmp_path / "verdict") == run_id
+    document = resend(tmp_path, tracking_uri=f"sqlite:///{store}", screen=_SCREEN)
+    assert [one["run_id"] for one in document["sent"]] == [run_id]
+    assert _runs(store, "retrain-1") == [run_id]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
