@@ -1,6 +1,6 @@
-"""Changes of a stated size, planted into a log of the simulated bank from a time on: what a monitor should find.
+"""Changes of a stated size, planted into a log of the simulated bank: what a monitor should find.
 
-Each takes the events as a table and gives them back changed from a time on, by `size` times what its first line says.
+Each takes the events as a table and gives them back changed, by `size` times what its first line says.
 The statistics of a change are those in one of which a monitor must tell it.
 """
 
@@ -20,11 +20,13 @@ _HOUR_US = 3_600_000_000
 
 
 class Change(NamedTuple):
-    """A change: what is done to the events from a time on, and the statistics of which one must tell it."""
+    """What is done to events, and the statistics in one of which it must be told. lasts: 1 where nothing is as it was
+    after it."""
 
     name: str
     statistics: tuple[str, ...]
-    plant: Callable[[pa.Table, int, np.random.Generator, float], pa.Table]
+    plant: Callable[[pa.Table, np.random.Generator, float], pa.Table]
+    lasts: int = 0
 
 
 def _time_us(events: pa.Table) -> IntArray:
@@ -47,40 +49,37 @@ def _retyped(events: pa.Table, chosen_N: BoolArray, name: str) -> pa.Table:
     return _with(events, "type", pc.if_else(pa.array(chosen_N), name, events["type"]))
 
 
-def more_of_a_type(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def more_of_a_type(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events in which `search_help` is 1.5x as frequent, in place of `view_account`."""
-    late_N = _time_us(events) >= from_us
     p = size * 0.5 * _of_type(events, "search_help").sum() / _of_type(events, "view_account").sum()
-    return _retyped(events, late_N & _of_type(events, "view_account") & (rng.random(len(events)) < p), "search_help")
+    return _retyped(events, _of_type(events, "view_account") & (rng.random(len(events)) < p), "search_help")
 
 
-def another_order(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def another_order(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events in which 10 % of what follows `receive_transfer` is a `withdraw` in its place."""
     user_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     order_N = np.lexsort((_time_us(events), user_N))
     follows_N = np.zeros(len(events), dtype=np.bool_)
     is_receipt_N = _of_type(events, "receive_transfer")[order_N]
     follows_N[order_N[1:]] = is_receipt_N[:-1] & (user_N[order_N][1:] == user_N[order_N][:-1])
-    chosen_N = follows_N & (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.1 * size)
+    chosen_N = follows_N & (rng.random(len(events)) < 0.1 * size)
     return _retyped(events, chosen_N, "withdraw")
 
 
-def cents(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def cents(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose amounts are in cents."""
-    return _scaled(events, _time_us(events) >= from_us, 100.0**size)
+    return _scaled(events, np.ones(len(events), dtype=np.bool_), 100.0**size)
 
 
-def some_cents(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def some_cents(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 3 % of the transfers out are in cents."""
-    chosen_N = (
-        (_time_us(events) >= from_us) & _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.03 * size)
-    )
+    chosen_N = _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.03 * size)
     return _scaled(events, chosen_N, 100.0)
 
 
-def dearer(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def dearer(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose withdrawals are 15 % higher."""
-    return _scaled(events, (_time_us(events) >= from_us) & _of_type(events, "withdraw"), 1 + 0.15 * size)
+    return _scaled(events, _of_type(events, "withdraw"), 1 + 0.15 * size)
 
 
 def _scaled(events: pa.Table, chosen_N: BoolArray, factor: float) -> pa.Table:
@@ -89,7 +88,7 @@ def _scaled(events: pa.Table, chosen_N: BoolArray, factor: float) -> pa.Table:
     return _with(events, "amount", pa.array(scaled_N, mask=np.isnan(scaled_N)))
 
 
-def slower(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def slower(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose pauses inside a session are 1.15x as long."""
     time_us_N = _time_us(events)
     user_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -97,7 +96,7 @@ def slower(events: pa.Table, from_us: int, rng: np.random.Generator, size: float
     sorted_us_N = time_us_N[order_N]
     gap_us_N = np.diff(sorted_us_N, prepend=sorted_us_N[:1])
     opens_N = (np.diff(user_N[order_N], prepend=-1) != 0) | (gap_us_N > _SESSION_GAP_US)
-    stretch_N = np.where(opens_N | (sorted_us_N < from_us), 0, 0.15 * size * gap_us_N)
+    stretch_N = np.where(opens_N, 0, 0.15 * size * gap_us_N)
     total_N = np.cumsum(stretch_N)
     first_N = np.maximum.accumulate(np.where(opens_N, np.arange(len(total_N)), 0))
     moved_N = time_us_N.copy()
@@ -105,35 +104,33 @@ def slower(events: pa.Table, from_us: int, rng: np.random.Generator, size: float
     return _with(events, "ts", _at(moved_N))
 
 
-def no_channel(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def no_channel(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 1 % have lost their channel."""
-    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.01 * size)
+    chosen_N = rng.random(len(events)) < 0.01 * size
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), None, events["channel"]))
 
 
-def no_amount(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def no_amount(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 2 % of the transfers out have lost their amount."""
-    chosen_N = (
-        (_time_us(events) >= from_us) & _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.02 * size)
-    )
+    chosen_N = _of_type(events, "transfer_out") & (rng.random(len(events)) < 0.02 * size)
     return _with(events, "amount", pc.if_else(pa.array(chosen_N), None, events["amount"]))
 
 
-def new_channel(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def new_channel(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 0.5 % come from a channel nobody has seen."""
-    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.005 * size)
+    chosen_N = rng.random(len(events)) < 0.005 * size
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), "watch", events["channel"]))
 
 
-def new_type(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def new_type(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events with a new type after 2 % of the logins."""
-    chosen_N = (_time_us(events) >= from_us) & _of_type(events, "login") & (rng.random(len(events)) < 0.02 * size)
+    chosen_N = _of_type(events, "login") & (rng.random(len(events)) < 0.02 * size)
     return _inserted(events, chosen_N, delay_us=700_000, name="app_tour")
 
 
-def sent_twice(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def sent_twice(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 1 % are there again 200 ms later under an id of their own."""
-    chosen_N = (_time_us(events) >= from_us) & (rng.random(len(events)) < 0.01 * size)
+    chosen_N = rng.random(len(events)) < 0.01 * size
     return _inserted(events, chosen_N, delay_us=200_000, name=None)
 
 
@@ -148,27 +145,26 @@ def _inserted(events: pa.Table, chosen_N: BoolArray, *, delay_us: int, name: str
     return pa.concat_tables([events, more])
 
 
-def another_zone(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def another_zone(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events whose times are two hours late."""
-    time_us_N = _time_us(events)
-    return _with(events, "ts", _at(np.where(time_us_N >= from_us, time_us_N + int(2 * size * _HOUR_US), time_us_N)))
+    return _with(events, "ts", _at(_time_us(events) + int(2 * size * _HOUR_US)))
 
 
-def lost(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def lost(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events without those of 12 % of the users."""
     codes_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     is_lost_U: FloatArray = rng.random(int(codes_N.max()) + 1)
-    return events.filter(pa.array((_time_us(events) < from_us) | (is_lost_U[codes_N] >= 0.12 * size)))
+    return events.filter(pa.array(is_lost_U[codes_N] >= 0.12 * size))
 
 
-def another_channel(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def another_channel(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return events of which 5 % of those on mobile are on the web in its place."""
-    chosen_N = (_time_us(events) >= from_us) & pc.equal(events["channel"], "mobile").fill_null(False).to_numpy()
+    chosen_N = pc.equal(events["channel"], "mobile").fill_null(False).to_numpy()
     chosen_N &= rng.random(len(events)) < 0.05 * size
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), "web", events["channel"]))
 
 
-def unchanged(events: pa.Table, from_us: int, rng: np.random.Generator, size: float) -> pa.Table:
+def unchanged(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
     """Return the events as they are: the change is in the scores."""
     return events
 
@@ -177,7 +173,7 @@ SCORE_CHANGE = Change("scores: the odds of fraud 1.2x as high", ("score", "alert
 CHANGES = (
     Change("`search_help` 1.5x as frequent", ("type", "bigram"), more_of_a_type),
     Change("`withdraw` in 10 % of what follows `receive_transfer`", ("bigram", "type"), another_order),
-    Change("amounts in cents", ("amount",), cents),
+    Change("amounts in cents", ("amount",), cents, lasts=1),
     Change("3 % of the transfers out in cents", ("amount", "bucket:amount"), some_cents),
     Change("withdrawals 15 % higher", ("amount",), dearer),
     Change("pauses 1.15x as long", ("gap",), slower),
@@ -189,5 +185,4 @@ CHANGES = (
     Change("times two hours late", ("hour",), another_zone),
     Change("12 % of the users lost", ("volume",), lost),
     Change("5 % of mobile events on the web", ("value:channel",), another_channel),
-    SCORE_CHANGE,
 )

@@ -169,18 +169,16 @@ def _live(one: Backtest) -> None:
     n_found = sum(one.step_file(step).exists() for step in one.steps)
     if n_found:
         one.screen.say(f"taking up {n_found} of {len(one.steps)} steps")
-    with one.screen.progress() as advance:
-        for place, step in enumerate(one.steps):
-            if one.step_file(step).exists():
-                turns = read_turns(one.step_file(step))
-                continue
-            advance("backtest", place, len(one.steps))
-            turns = live_step(one, step, turns)
-            _say_turns(one, step, turns)
-        advance("backtest", len(one.steps), len(one.steps))
+    for place, step in enumerate(one.steps):
+        if one.step_file(step).exists():
+            turns = read_turns(one.step_file(step))
+            continue
+        one.screen.say(f"step {place + 1} of {len(one.steps)}, from {instant_text(step.at_us)}")
+        turns = live_step(one, step, turns)
+        _say_turns(one, turns)
 
 
-def _say_turns(one: Backtest, step: Step, turns: Mapping[str, Turn]) -> None:
+def _say_turns(one: Backtest, turns: Mapping[str, Turn]) -> None:
     """Print what was done, once for the rules that did the same."""
     done: dict[str, list[str]] = {}
     for rule, turn in turns.items():
@@ -188,7 +186,7 @@ def _say_turns(one: Backtest, step: Step, turns: Mapping[str, Turn]) -> None:
             words = "; ".join([turn.text, *(f"alarm: {alarm}" for alarm in turn.alarms)])
             done.setdefault(f"{turn.verdict} ({turn.reason}): {words}", []).append(rule)
     for words, rules in done.items():
-        one.screen.say(f"{instant_text(step.at_us)}  {', '.join(rules)}: {words}")
+        one.screen.say(f"{', '.join(rules)}: {words}")
 
 
 def _write(one: Backtest, out: Path, known_until_us: int) -> Json:

@@ -24,7 +24,9 @@ def verdict(document: Json) -> list[str]:
             continue
         line = f"{SPOKEN[rule].capitalize()} finds {one['recall_at_budget']:.1%}"
         if all(step["rules"][rule]["champion"] == step["rules"][base]["champion"] for step in document["steps"]):
-            lines.append(f"{line}: it never had another champion.")
+            lines.append(
+                f"{line}: {'it never had another champion' if base == NEVER else 'it had the same champions'}."
+            )
             continue
         line += _told(difference(document, rule, base, "recall_at_budget"), ", {} points", 100, ".1f")
         line += _told(difference(document, rule, base, "money_saved"), "; as decided it saves {}", 1, ",.0f")
@@ -38,8 +40,8 @@ def limits(document: Json) -> list[str]:
     open_steps = [step for step in document["steps"] if not step["is_settled"]]
     if open_steps:
         lines.append(
-            f"The labels of the last {len(open_steps)} of {len(document['steps'])} steps (from {open_steps[0]['at']}) "
-            "are not all in: frauds of theirs that nobody has reported yet count as honest."
+            f"Labels are still to come for {len(open_steps)} of {len(document['steps'])} steps, from "
+            f"{open_steps[0]['at']} on: frauds that nobody has reported yet count as honest."
         )
     if document["n_frauds"] < _FEW_FRAUDS:
         lines.append(f"Only {document['n_frauds']} frauds in all: no rule can be told from another.")

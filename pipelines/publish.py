@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from fraud.bundle import sync_directory
@@ -78,17 +78,17 @@ def publish(uri: str, out: Path, *, tracking_uri: str | None, every_s: float | N
                 "bundle": version.bundle,
                 "current": str(out / _LINK),
             }
-        with _until_told_to_end():
-            _follow(wanted, place, out, every_s, screen)
+        with _told_to_end() as ends:
+            _follow(wanted, place, out, every_s, ends, screen)
         return {"name": wanted.name, "bundle": _target(out), "current": str(out / _LINK)}
 
 
-def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, screen: Screen) -> None:
-    """Keep the link on the alias for ever; the same trouble is said once."""
+def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, ends: Event, screen: Screen) -> None:
+    """Keep the link on the alias until told to end; the same trouble is said once."""
     registry: Registry | None = None
     last: Version | None = None
     trouble: type[Exception] | None = None
-    while True:
+    while not ends.is_set():
         try:
             registry = registry or registry_at(place)
             if last is None or {wanted.version(registry).bundle, _target(out)} != {last.bundle}:
@@ -102,7 +102,7 @@ def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, screen: Scr
                     f"{error}; {out / _LINK} stays on {_target(out) or 'nothing'}, tried again every {every_s:g} s"
                 )
             trouble = type(error)
-        time.sleep(every_s)
+        ends.wait(every_s)
 
 
 def _published(registry: Registry, wanted: Wanted, out: Path, screen: Screen) -> Version:
@@ -158,11 +158,22 @@ def _sweep(out: Path) -> None:
 
 
 @contextmanager
-def _until_told_to_end() -> Iterator[None]:
-    """Run the block until it ends, or SIGTERM or SIGINT comes: either is how this is meant to end."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _told_to_end() -> Iterator[Event]:
+    """Run the block until it ends, or SIGTERM or SIGINT comes: either is how this is meant to end.
+
+    A call that hangs is broken off. But an exception that a signal raises may be lost in a library's own clean-up, so
+    that the event is set as well.
+    """
+    ends = Event()
+
+    def end(_signal: int, _frame: object) -> None:
+        ends.set()
+        raise KeyboardInterrupt
+
+    before = {told: signal.signal(told, end) for told in (signal.SIGTERM, signal.SIGINT)}
     try:
         with suppress(KeyboardInterrupt):
-            yield
+            yield ends
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for told, handler in before.items():
+            signal.signal(told, handler)

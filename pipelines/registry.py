@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fraud.bundle import load_bundle, sync_directory
+from fraud.bundle import sync_directory
 from fraud.errors import BundleError, ConfigError
 from fraud.manifest import VERSION_DIGITS
 from pipelines.files import replace_directory
@@ -33,7 +33,7 @@ from pipelines.transitions import (
     promotion,
     rollback,
 )
-from pipelines.versions import BUNDLE_TAG, Version, facts_of
+from pipelines.versions import BUNDLE_TAG, Version, check_bundle, facts_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -155,7 +155,7 @@ class Registry:
         path = folder / version.bundle
         if path.exists():
             try:
-                _check(path, version)
+                check_bundle(path, version)
                 return path
             except BundleError:
                 pass  # damaged: it is replaced by a whole one
@@ -166,7 +166,7 @@ class Registry:
             with answered(self.uri):
                 source = self.client.get_model_version_download_uri(self.name, version.number)
                 copy = download(f"{source}/{BUNDLE}", work, uri=self.uri)
-            _check(copy, version)
+            check_bundle(copy, version)
             _sync(copy)
             replace_directory(copy, path)
         finally:
@@ -284,13 +284,6 @@ class Registry:
         model_id = re.search(r"\bm-[0-9a-f]{32}\b", version.source or "")
         model = None if model_id is None else found(lambda: self.client.get_logged_model(model_id[0]))
         return "" if model is None else model.tags.get("bundle_version", "")
-
-
-def _check(directory: Path, version: Version) -> None:
-    """Raise BundleError where a directory is not the whole bundle of a version."""
-    bundle = load_bundle(directory)
-    if bundle.version != version.bundle:
-        raise BundleError(f"{directory}: the bundle {bundle.version}, where {version} was expected")
 
 
 def _sync(directory: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fraud.bundle import load_bundle
+from fraud.errors import BundleError
 from fraud.manifest import VERSION_DIGITS, json_object, read_manifest
 from pipelines.transitions import ROLLED_BACK
 
@@ -52,3 +54,10 @@ def facts_of(bundle: Path) -> dict[str, str]:
         NEWEST_LABEL: manifest.newest_label or "",
         _FIGURES: json.dumps({name: test[name] for name in _SHOWN if test.get(name) is not None}),
     }
+
+
+def check_bundle(directory: Path, version: Version) -> None:
+    """Raise BundleError where a directory is not the whole bundle of a version."""
+    bundle = load_bundle(directory)
+    if bundle.version != version.bundle:
+        raise BundleError(f"{directory}: the bundle {bundle.version}, where {version} was expected")

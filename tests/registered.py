@@ -215,15 +215,18 @@ class Registered(NamedTuple):
     versions: dict[str, Version]
 
 
-def registered(uri: str, bundles: dict[str, Path], folder: Path) -> Registered:
-    """Return a registry at a tracking URI with a version of each bundle, each of them tracked; no alias is set."""
-    registry, versions = open_registry(uri, NAME), dict[str, Version]()
-    for name, source in bundles.items():
-        bundle = copied(source, folder / name)
+def registered(uri: str, bundles: dict[str, Path], folder: Path, name: str = NAME) -> Registered:
+    """Return a registry at a tracking URI with a version of each bundle, each of them tracked; no alias is set.
+
+    name: the model's there.
+    """
+    registry, versions = open_registry(uri, name), dict[str, Version]()
+    for model, source in bundles.items():
+        bundle = copied(source, folder / model)
         config = load_config(bundle / "config.toml", [f"tracking.uri={uri}"])
-        record = RunRecord(name=name, parameters={}, history=[], metrics={}, tags={}, fit_s=1.0)
+        record = RunRecord(name=model, parameters={}, history=[], metrics={}, tags={}, fit_s=1.0)
         run_id = track(record, bundle, config, Screen(as_json=True))
         assert run_id is not None
-        versions[name] = registry.add(bundle, run_id=run_id, tags={})
-        assert versions[name].bundle == load_bundle(bundle).version
+        versions[model] = registry.add(bundle, run_id=run_id, tags={})
+        assert versions[model].bundle == load_bundle(bundle).version
     return Registered(uri, registry, versions)

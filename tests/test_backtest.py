@@ -218,8 +218,8 @@ def test_the_verdict_says_what_is_clear_and_what_never_differed(document: Json) 
 
 def test_the_limits_are_said(document: Json) -> None:
     assert document["limits"] == [
-        "The labels of the last 1 of 3 steps (from 2026-04-13T00:00:00Z) are not all in: frauds of theirs that nobody "
-        "has reported yet count as honest."
+        "Labels are still to come for 1 of 3 steps, from 2026-04-13T00:00:00Z on: frauds that nobody has reported yet "
+        "count as honest."
     ]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import special, stats  # pyright: ignore[reportAttributeAccessIssue] (it ships no types)
 
 from fraud.alarms import Change, Run, changes
 from fraud.attribution import Observed, headline, sentences

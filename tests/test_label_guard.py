@@ -82,6 +82,8 @@ def test_a_flood_is_no_history_for_the_next_and_stays_watched_until_somebody_tru
     assert report.held_from_us == AS_OF_US - 4 * WEEK_US
     assert "held back, with 2 more of its weeks" in report.text
     assert not _watched(table, trusted_until_us=AS_OF_US - WEEK_US)["app"].is_held_back
+    # Of several it is the most unusual that is told.
+    assert (report.n_frauds, report.until_us) == (400, AS_OF_US - 3 * WEEK_US)
     # What was trusted is a history like any other, of which one odd week does not count.
     once = _table(app=[*USUAL, 400, 390, 62])
     assert _watched(once, trusted_until_us=AS_OF_US - 2 * WEEK_US)["app"].held_from_us == AS_OF_US - 2 * WEEK_US

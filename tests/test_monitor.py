@@ -1,4 +1,4 @@
-"""`fraud monitor`: a log counts as training counted it, what is planted is named, and what cannot be judged is refused."""
+"""`fraud monitor`: a log counts as training counted it, what is planted is named, what cannot be judged is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from fraud.instants import DAY_US
 from fraud.judging import train
 from fraud.logs import read_log
 from fraud.reference import read_reference
-from fraud.weekly import WEEK_US, add_weekly, from_json, to_json
+from fraud.tokens import Vocabulary
+from fraud.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json
 from pipelines.console import Screen
 from pipelines.monitor import monitor, watch
 from pipelines.simulate import simulate
@@ -47,7 +48,8 @@ class Bank:
         self.from_us = read_reference(self.bundle.reference, self.vocabulary, self.config).until_us
 
     @property
-    def vocabulary(self):  # noqa: ANN201
+    def vocabulary(self) -> Vocabulary:
+        """Return the bundle's vocabulary."""
         return self.bundle.scorer.model.vocabulary
 
     def with_events(self, path: Path, edit: Edit) -> Path:
@@ -98,12 +100,30 @@ def test_the_scores_of_the_reference_are_those_that_a_monitor_sees(bank: Bank) -
         assert np.array_equal(seen.shares[name].k_WC[whole_W], reference.scores.shares[name].k_WC[whole_W])
 
 
-def test_figures_of_a_log_read_in_parts_are_those_of_the_whole(bank: Bank) -> None:
+def test_figures_of_a_log_read_in_parts_are_those_of_the_whole(bank: Bank, tmp_path: Path) -> None:
     reference = read_reference(bank.bundle.reference, bank.vocabulary, bank.config)
-    again = from_json(json.loads(json.dumps(to_json(reference.inputs))), like=reference.inputs)
-    assert to_json(again) == to_json(reference.inputs)
-    whole = add_weekly([reference.inputs, reference.inputs])
-    assert np.array_equal(whole.shares["bigram"].k_WC, 2 * reference.inputs.shares["bigram"].k_WC)
+    is_first_N = pc.less(bank.events["user_id"], "u000150")
+    parts: list[Weekly] = []
+    for name, is_here_N in (("first", is_first_N), ("second", pc.invert(is_first_N))):
+        pq.write_table(bank.events.filter(is_here_N), tmp_path / f"{name}.parquet")
+        with closing(read_log(bank.config, events=str(tmp_path / f"{name}.parquet"))) as log:
+            parts.append(
+                count_log(
+                    bank.bundle.scorer, log, bank.config, reference, reference.inputs.starts_us_W, bank.from_us, QUIET
+                ).inputs
+            )
+    whole = add_weekly(parts)
+    for name, one in reference.inputs.shares.items():
+        assert np.array_equal(whole.shares[name].k_WC, one.k_WC)
+        assert np.array_equal(whole.shares[name].n_WC, one.n_WC)
+    for name, mean in reference.inputs.means.items():
+        assert whole.means[name].sum_WC == pytest.approx(mean.sum_WC, abs=0.01)
+    assert {n: v.tolist() for n, v in whole.volumes.items()} == bank.bundle.reference["inputs"]["volumes"]
+
+
+def test_figures_are_read_back_as_they_were_written(bank: Bank) -> None:
+    reference = read_reference(bank.bundle.reference, bank.vocabulary, bank.config)
+    assert to_json(from_json(to_json(reference.inputs), like=reference.inputs)) == to_json(reference.inputs)
 
 
 def test_a_quiet_log_raises_no_alarm(bank: Bank) -> None:
@@ -203,21 +223,43 @@ def test_a_bundle_without_a_few_weeks_of_reference_says_so(bank: Bank) -> None:
         watch(short, bank.config, from_us=None, until_us=None, screen=QUIET)
 
 
-def test_a_log_without_a_clock_has_no_weeks(tmp_path: Path) -> None:
-    simulate(tmp_path / "log", users=60, days=60, seed=3, fraud_rate=0.1)
-    table = pq.read_table(tmp_path / "log" / "events.parquet").sort_by("ts")
-    labels = pq.read_table(tmp_path / "log" / "labels.parquet")
-    is_fraud = pc.is_in(table["event_id"], value_set=labels["event_id"]).cast(pa.int64())
-    table = table.append_column("position", pa.array(np.arange(len(table)))).append_column("fraud", is_fraud)
-    pq.write_table(table, tmp_path / "positions.parquet")
-    (tmp_path / "config.toml").write_text(
-        '[log]\nevents = "positions.parquet"\nuser = "user_id"\ntime = "position"\nposition = "position"\n'
-        '[labels]\ncolumn = "fraud"\n[split]\nby = "user"\n[model]\nname = "boosting"\ntrees = 5\n',
-        encoding="utf-8",
-    )
-    config = load_config(tmp_path / "config.toml")
+def labelled_log(folder: Path) -> pa.Table:
+    """Return a small bank's log that says of every event whether its user ever reported a fraud."""
+    simulate(folder / "log", users=60, days=84, seed=3, fraud_rate=0.1)
+    events = pq.read_table(folder / "log" / "events.parquet").sort_by("ts")
+    labels = pq.read_table(folder / "log" / "labels.parquet")
+    victims = events.filter(pc.is_in(events["event_id"], value_set=labels["event_id"]))["user_id"]
+    is_fraud_N = pc.is_in(events["user_id"], value_set=victims.combine_chunks()).cast(pa.int64())
+    return events.append_column("position", pa.array(np.arange(len(events)))).append_column("fraud", is_fraud_N)
+
+
+def trained(folder: Path, text: str) -> tuple[Bundle, Config]:
+    pq.write_table(labelled_log(folder), folder / "events.parquet")
+    settings = '[decisions]\non = ["transfer_out", "withdraw"]\n[model]\nname = "boosting"\ntrees = 5\n'
+    (folder / "config.toml").write_text(text + settings, encoding="utf-8")
+    config = load_config(folder / "config.toml")
     with closing(read_log(config)) as log:
-        bundle = train(log, config, tmp_path / "bundle")
+        return train(log, config, folder / "bundle"), config
+
+
+@pytest.mark.parametrize(("level", "is_scored"), [("session", True), ("user", False)])
+def test_scores_are_watched_where_a_week_has_its_own(tmp_path: Path, level: str, *, is_scored: bool) -> None:
+    text = '[log]\nevents = "events.parquet"\nuser = "user_id"\n[fields]\namount = "amount"\n'
+    text += f'[labels]\ncolumn = "fraud"\nlevel = "{level}"\n[split]\nby = "user"\n'
+    bundle, config = trained(tmp_path, text)
+    from_us = read_reference(bundle.reference, bundle.scorer.model.vocabulary, config).until_us - 3 * WEEK_US
+    watched = watch(bundle, config, from_us=from_us, until_us=None, screen=QUIET)
+    assert bool(watched.scores.shares["score"].n_WC.sum()) == is_scored
+    assert bool(bundle.reference["scores"]["starts_us"]) == is_scored
+    assert watched.weeks_json()[-1]["events"] > 0
+
+
+def test_a_log_without_a_clock_has_no_weeks(tmp_path: Path) -> None:
+    bundle, config = trained(
+        tmp_path,
+        '[log]\nevents = "events.parquet"\nuser = "user_id"\ntime = "position"\nposition = "position"\n'
+        '[labels]\ncolumn = "fraud"\n[split]\nby = "user"\n',
+    )
     assert set(bundle.reference) == {"score_percentiles"}
     with pytest.raises(BundleError, match="has no clock"):
         watch(bundle, config, from_us=None, until_us=None, screen=QUIET)

@@ -15,6 +15,7 @@ import pipelines.train
 from fraud.config import config_to_toml
 from pipelines.simulate import simulate
 from tests.commands import call_fraud, contents
+from tests.registered import NAME, registered
 from tests.trained import Trained, trained_bundles
 
 _PAGE = 4096
@@ -125,3 +126,25 @@ def test_train_on_a_full_disk(
     command = ("train", config, "--set", f"model.name={model}", "--set", "training.epochs=2", "--set", "model.trees=3")
     assert _filled_until_it_fits(disk, disk / "bundle", *command) >= 8
     _as_on_a_large_disk(disk / "bundle", tmp_path / "bundle", *command)
+
+
+def test_publish_on_a_full_disk(trained: Trained, disk: Path, tmp_path: Path) -> None:
+    store = registered(f"sqlite:///{tmp_path}/mlflow.db", {"fused": trained.folder / "fused"}, tmp_path)
+    store.registry.promote(store.versions["fused"], expected_champion=None, reason="the first")
+    command = ("publish", f"models:/{NAME}@champion", "--tracking-uri", store.uri)
+    assert _filled_until_it_fits(disk, disk / "versions", *command) >= 4
+    assert contents(disk / "versions" / "current") == contents(trained.folder / "fused")
+
+
+def test_a_full_disk_leaves_the_link_where_it_was(trained: Trained, disk: Path, tmp_path: Path) -> None:
+    bundles = {name: trained.folder / name for name in ("lstm", "fused")}
+    store = registered(f"sqlite:///{tmp_path}/mlflow.db", bundles, tmp_path)
+    store.registry.promote(store.versions["lstm"], expected_champion=None, reason="the first")
+    command = ("publish", f"models:/{NAME}@champion", "--tracking-uri", store.uri, "-o", disk / "versions")
+    _sized(disk, 2**22)
+    assert call_fraud(*command).exit_code == 0
+    used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // _PAGE * _PAGE
+    _sized(disk, used + 16 * _PAGE)
+    store.registry.promote(store.versions["fused"], expected_champion="1", reason="better")
+    assert call_fraud(*command).exit_code == 1
+    assert contents(disk / "versions" / "current") == contents(trained.folder / "lstm")

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import pytest
 
 from fraud.config import config_to_toml, load_config
 from fraud.instants import DAY_US, instant_text
@@ -58,7 +57,6 @@ def _retrain(config: Path, *more: str) -> Ended:
     return call_fraud("retrain", config, "--json", *more)
 
 
-@pytest.mark.slow  # three retrainings on 1,200 users
 def test_five_per_cent_wrong_labels_of_one_source_in_a_week_are_refused_until_somebody_accepts_them(
     tmp_path: Path,
 ) -> None:
@@ -81,13 +79,12 @@ def test_five_per_cent_wrong_labels_of_one_source_in_a_week_are_refused_until_so
     assert "branch" not in refused.document["text"]
     assert "--accept-source" in refused.document["text"]
     assert refused.document["champion"]["version"] == first.document["version"]
-    # Nothing was trained, and the next call says the same: it is not forgotten by being said once.
-    assert "version" not in refused.document or refused.document["version"] is None
+    assert refused.document["version"] is None  # nothing was trained
+    again = _retrain(config)
+    assert again.document["verdict"] == "unchanged"
+    assert "labels_held_back" in again.document["text"]
 
-    # Without the wrong ones, and with them once somebody looked and took them: it is judged.
+    # Once somebody looked and took them, it is judged.
     accepted = _retrain(config, "--accept-source", "app_form")
     assert accepted.document["reason"] != "labels_held_back", accepted.stderr
     assert accepted.document["challenger"]["n_positive"] > 0
-    pq.write_table(labels, tmp_path / "reported.parquet")
-    clean = _retrain(config)
-    assert clean.document["reason"] != "labels_held_back", clean.stderr

@@ -270,9 +270,8 @@ def test_what_is_trained_from_is_the_banks_own_labels_and_those_that_were_sent(
         serving(trained.folder / "boosting", state, "--clock", "log", folder=tmp_path) as server,
         closing(Caller(server)) as caller,
     ):
-        users = dict(
-            zip(*(pq.read_table(trained.events)[name].to_pylist() for name in ("event_id", "user_id")), strict=True)
-        )
+        events = pq.read_table(trained.events)
+        users = dict(zip(events["event_id"].to_pylist(), events["user_id"].to_pylist(), strict=True))
         for row in own.slice(0, half).to_pylist():
             label = {
                 "user_id": users[row["event_id"]], "event_id": row["event_id"], "label": row["fraud"],

@@ -142,7 +142,7 @@ def _check(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("n_points", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_points", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_retraining_killed_anywhere_leaves_one_whole_champion_and_a_second_call_finishes(
     world: Path, n_points: int
 ) -> None:
