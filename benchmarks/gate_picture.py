@@ -59,6 +59,6 @@ def draw(document: Mapping[str, Any], curves: Sequence[Curve], path: Path) -> No
             axes.set(xlim=(-2.3 * margin, 2.3 * margin), ylim=(-0.02, 1.03))
         first = figure.axes[0]
         first.set_ylabel("share promoted")
-        first.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.8))
+        first.legend(frameon=False, loc="lower right")
         figure.suptitle(f"{document['gate']}   (points: counted; lines: on paper)", fontsize=10.5)
         figure.savefig(path, dpi=140, facecolor="white", metadata={"Software": None})

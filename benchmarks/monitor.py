@@ -1,9 +1,9 @@
 """How often a monitor is wrong: `python -m benchmarks.monitor [--seeds 7] [--sizes 1,0.5] [--json]`.
 
-For each seed a bank of 3,000 users is simulated over 40 weeks, a bundle trained on the first 17 (boosting), and the 23
+For each seed a bank of 2,000 users is simulated over 33 weeks, a bundle trained on the first 17 (boosting), and the 16
 weeks after it watched: each alarm is a false one. Then the changes of `planted_changes` are planted for two weeks each,
-five in one log with quiet weeks between: each must be found in its weeks, in a statistic that tells it. --sizes: how
-large, in times of what is stated there. About two minutes a seed and size on one core.
+five in one log with a quiet week between: each must be found in its weeks, in a statistic that tells it. --sizes: how
+large, in times of what is stated there. About a minute a seed and size on one core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.monitor import watch
 from pipelines.simulate import simulate
 from pipelines.watched import Watched
 
-USERS, WEEKS = 3_000, 40
+USERS, WEEKS = 2_000, 33
 _SPLIT = (
     "model.name=boosting",
     "split.train_until=2025-04-14T00:00:00Z",
@@ -44,7 +44,7 @@ _SPLIT = (
 _REFERENCE_WEEKS = 17  # from 6 January to 5 May
 _LASTS_WEEKS = 2  # how long a change lasts: it must be found in that time
 _SLOTS = 5  # changes in one log
-_ODDS = 1.2
+_ODDS = 1.25
 
 
 class Planted(NamedTuple):
@@ -107,7 +107,7 @@ class Bank:
         )
 
     def planted(self, size: float) -> list[Planted]:
-        """Return of every change whether it was found, each planted for two weeks with two quiet ones after it."""
+        """Return of every change whether it was found, each planted for two weeks with a quiet one after it."""
         order = [CHANGES[c] for c in self.rng.permutation(len(CHANGES))]
         # Amounts in cents are in every later mean of a user's own past: nothing is planted after them.
         order.sort(key=lambda change: change.lasts)
@@ -131,7 +131,7 @@ class Bank:
 
 
 def _week_of(slot: int) -> int:
-    return 1 + 2 * _LASTS_WEEKS * slot
+    return 1 + (_LASTS_WEEKS + 1) * slot
 
 
 def _judged(watched: Watched, change: Change, slot: int, size: float) -> Planted:

@@ -151,10 +151,10 @@ def another_zone(events: pa.Table, rng: np.random.Generator, size: float) -> pa.
 
 
 def lost(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
-    """Return events without those of 12 % of the users."""
+    """Return events without those of 15 % of the users."""
     codes_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     is_lost_U: FloatArray = rng.random(int(codes_N.max()) + 1)
-    return events.filter(pa.array(is_lost_U[codes_N] >= 0.12 * size))
+    return events.filter(pa.array(is_lost_U[codes_N] >= 0.15 * size))
 
 
 def another_channel(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
@@ -169,7 +169,7 @@ def unchanged(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Tab
     return events
 
 
-SCORE_CHANGE = Change("scores: the odds of fraud 1.2x as high", ("score", "alert"), unchanged)
+SCORE_CHANGE = Change("scores: the odds of fraud 1.25x as high", ("score", "alert"), unchanged)
 CHANGES = (
     Change("`search_help` 1.5x as frequent", ("type", "bigram"), more_of_a_type),
     Change("`withdraw` in 10 % of what follows `receive_transfer`", ("bigram", "type"), another_order),
@@ -183,6 +183,6 @@ CHANGES = (
     Change("an unseen type after 2 % of the logins", ("unknown",), new_type),
     Change("1 % of events sent twice", ("gap", "bigram"), sent_twice),
     Change("times two hours late", ("hour",), another_zone),
-    Change("12 % of the users lost", ("volume",), lost),
+    Change("15 % of the users lost", ("volume",), lost),
     Change("5 % of mobile events on the web", ("value:channel",), another_channel),
 )

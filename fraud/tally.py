@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fraud.config import Config
 from fraud.events import BoolArray, FloatArray, IntArray
 from fraud.tokens import FIRST_ID, NONE_ID, UNKNOWN_ID, TokenArray, Vocabulary
-from fraud.weekly import Cell, Means, Shares, Weekly, week_of
+from fraud.weekly import Cell, Means, Shares, Weekly, beside, counts_by_week, means_by_week, shares_by_week, week_of
 
 N_TYPES, N_VALUES, N_SEGMENTS, N_SEGMENTED = 64, 32, 8, 4
 OTHER = "other"
@@ -106,13 +106,15 @@ def count_scores(rows: Rows, layout: Layout, starts_us_W: IntArray) -> Weekly:
     logit_R = np.log(rows.score_N[row_R]) - np.log1p(-rows.score_N[row_R])
     settled_R = np.flatnonzero((week_N >= 0) & (rows.label_N >= 0))
     shares = {
-        "score": _shares(cells, week_N[row_R], bin_R, n_weeks),
-        "alert": _shares((("alerts",),), week_N[row_R], np.where(rows.is_alert_N[row_R], 0, -1), n_weeks),
-        "fraud": _shares(
+        "score": shares_by_week(cells, week_N[row_R], bin_R, n_weeks),
+        "alert": shares_by_week((("alerts",),), week_N[row_R], np.where(rows.is_alert_N[row_R], 0, -1), n_weeks),
+        "fraud": shares_by_week(
             (("known frauds",),), week_N[settled_R], np.where(rows.label_N[settled_R] == 1, 0, -1), n_weeks
         ),
     }
-    means = {"score": _means((("logit",),), week_N[row_R], np.zeros(len(row_R), dtype=np.int64), logit_R, n_weeks)}
+    means = {
+        "score": means_by_week((("logit",),), week_N[row_R], np.zeros(len(row_R), dtype=np.int64), logit_R, n_weeks)
+    }
     return Weekly(starts_us_W, shares, means, {}, {}, {})
 
 
@@ -134,14 +136,14 @@ class _Tally:
         return np.asarray(self.rows.tokens_NF[:, self.layout.place_of[name]])[self.row_R].astype(np.int64)
 
     def shares(self, cells: tuple[Cell, ...], cell_R: IntArray, counted_R: BoolArray) -> Shares:
-        return _shares(cells, self.week_R[counted_R], cell_R[counted_R], self.n_weeks)
+        return shares_by_week(cells, self.week_R[counted_R], cell_R[counted_R], self.n_weeks)
 
     def unknown(self) -> Shares:
         parts: list[Shares] = []
         for name in ("type", *self.layout.config.fields.categorical):
             id_R = self.ids(name)
             parts.append(self.shares(((name,),), np.where(id_R == UNKNOWN_ID, 0, -1), id_R != NONE_ID))
-        return _beside(parts)
+        return beside(parts)
 
     def null(self) -> Shares:
         fields = self.layout.config.fields
@@ -155,9 +157,9 @@ class _Tally:
             is_null_R = self.ids("amount") == NONE_ID
             cells = tuple((fields.amount, name) for name in self.layout.types)
             type_R = _cell_of(self.type_R, len(cells))
-            k_WC = _counts(self.week_R[is_null_R], type_R[is_null_R], self.n_weeks, len(cells))
-            parts.append(Shares(cells, k_WC, _counts(self.week_R, type_R, self.n_weeks, len(cells))))
-        return _beside(parts) if parts else Shares((), *np.zeros((2, self.n_weeks, 0), dtype=np.int64))
+            k_WC = counts_by_week(self.week_R[is_null_R], type_R[is_null_R], self.n_weeks, len(cells))
+            parts.append(Shares(cells, k_WC, counts_by_week(self.week_R, type_R, self.n_weeks, len(cells))))
+        return beside(parts) if parts else Shares((), *np.zeros((2, self.n_weeks, 0), dtype=np.int64))
 
     def types(self, segment: str | None = None) -> Shares:
         cells = (*((name,) for name in self.layout.types), (OTHER,))
@@ -178,8 +180,8 @@ class _Tally:
         of_R = np.where(self.type_R >= FIRST_ID, self.previous_R, 0)
         if segment is not None:
             return self._segmented(cells, cell_R, pair_C[:, 0], of_R, segment)
-        n_WI = _counts(self.week_R, of_R, self.n_weeks, n_ids)
-        return Shares(cells, _counts(self.week_R, cell_R, self.n_weeks, len(cells)), n_WI[:, pair_C[:, 0]])
+        n_WI = counts_by_week(self.week_R, of_R, self.n_weeks, n_ids)
+        return Shares(cells, counts_by_week(self.week_R, cell_R, self.n_weeks, len(cells)), n_WI[:, pair_C[:, 0]])
 
     def _segmented(
         self, cells: tuple[Cell, ...], cell_R: IntArray, of_C: IntArray, of_R: IntArray, segment: str
@@ -189,10 +191,10 @@ class _Tally:
         value_R = _cell_of(self.ids(segment), len(values))
         has_R = (value_R >= 0) & (self.type_R >= FIRST_ID)
         crossed_R = np.where(has_R & (cell_R >= 0), cell_R * len(values) + value_R, -1)
-        k_WC = _counts(self.week_R, crossed_R, self.n_weeks, len(cells) * len(values))
+        k_WC = counts_by_week(self.week_R, crossed_R, self.n_weeks, len(cells) * len(values))
         n_kinds = int(max(of_C.max(initial=0), of_R.max(initial=0))) + 1
         of_value_R = np.where(has_R, of_R * len(values) + value_R, -1)
-        n_WKV = _counts(self.week_R, of_value_R, self.n_weeks, n_kinds * len(values)).reshape(
+        n_WKV = counts_by_week(self.week_R, of_value_R, self.n_weeks, n_kinds * len(values)).reshape(
             self.n_weeks, n_kinds, len(values)
         )
         crossed = tuple((*cell, value) for cell in cells for value in values)
@@ -234,11 +236,11 @@ class _Tally:
             for low, high in zip(_LENGTHS[:-1].tolist(), (_LENGTHS[1:] - 1).tolist(), strict=True)
         )
         cells = (("1 event",), *cells[1:], (f"{_LENGTHS[-1]} events or more",))
-        return _shares(cells, week_S, np.searchsorted(_LENGTHS, length_S, side="right") - 1, self.n_weeks)
+        return shares_by_week(cells, week_S, np.searchsorted(_LENGTHS, length_S, side="right") - 1, self.n_weeks)
 
     def mean_length(self) -> Means:
         week_S, length_S = self._sessions()
-        return _means((("events of a session",),), week_S, np.zeros_like(week_S), np.log(length_S), self.n_weeks)
+        return means_by_week((("events of a session",),), week_S, np.zeros_like(week_S), np.log(length_S), self.n_weeks)
 
     def _sessions(self) -> tuple[IntArray, IntArray]:
         """Return the week of the last event and the number of events of each session that ended."""
@@ -252,7 +254,7 @@ class _Tally:
         inside_R = (id_R >= FIRST_ID) & ~self.rows.opens_N[self.row_R]
         octave_R = (id_R[inside_R] - FIRST_ID) / 2
         week_R = self.week_R[inside_R]
-        return _means((("pauses in a session",),), week_R, np.zeros_like(week_R), octave_R, self.n_weeks)
+        return means_by_week((("pauses in a session",),), week_R, np.zeros_like(week_R), octave_R, self.n_weeks)
 
     def mean_amounts(self, segment: str | None = None) -> Means:
         """Return the means of log1p of the amounts of each type."""
@@ -267,37 +269,12 @@ class _Tally:
             cell_R = np.where((cell_R >= 0) & (value_R >= 0), cell_R * len(values) + value_R, -1)
             cells = tuple((*cell, value) for cell in cells for value in values)
         has_R = ~np.isnan(log_R) & (cell_R >= 0)
-        return _means(cells, self.week_R[has_R], cell_R[has_R], log_R[has_R], self.n_weeks)
+        return means_by_week(cells, self.week_R[has_R], cell_R[has_R], log_R[has_R], self.n_weeks)
 
 
 def _cell_of(id_R: IntArray, n_cells: int) -> IntArray:
     """Return the place of each known id among the first n_cells, -1 for others."""
     return np.where((id_R >= FIRST_ID) & (id_R < FIRST_ID + n_cells), id_R - FIRST_ID, -1)
-
-
-def _counts(week_R: IntArray, cell_R: IntArray, n_weeks: int, n_cells: int) -> IntArray:
-    counted_R = cell_R >= 0
-    flat = week_R[counted_R] * n_cells + cell_R[counted_R]
-    return np.bincount(flat, minlength=n_weeks * n_cells).reshape(n_weeks, n_cells).astype(np.int64)
-
-
-def _shares(cells: tuple[Cell, ...], week_R: IntArray, cell_R: IntArray, n_weeks: int) -> Shares:
-    n_W = np.bincount(week_R, minlength=n_weeks).astype(np.int64)
-    return Shares(cells, _counts(week_R, cell_R, n_weeks, len(cells)), np.repeat(n_W[:, None], len(cells), axis=1))
-
-
-def _means(cells: tuple[Cell, ...], week_R: IntArray, cell_R: IntArray, value_R: FloatArray, n_weeks: int) -> Means:
-    flat_R, size = week_R * len(cells) + cell_R, n_weeks * len(cells)
-    n, total, square = (
-        np.bincount(flat_R, weights=weight_R, minlength=size).reshape(n_weeks, len(cells)).astype(np.float64)
-        for weight_R in (np.ones_like(value_R), value_R, value_R**2)
-    )
-    return Means(cells, n, total, square)
-
-
-def _beside(parts: list[Shares]) -> Shares:
-    cells = tuple(cell for part in parts for cell in part.cells)
-    return Shares(cells, np.hstack([part.k_WC for part in parts]), np.hstack([part.n_WC for part in parts]))
 
 
 def _between(edges: tuple[float, ...], spoken: Callable[[float], str]) -> tuple[Cell, ...]:

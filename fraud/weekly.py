@@ -1,7 +1,7 @@
 """Figures of a log by week, and as JSON: what a bundle keeps of its reference, and what a monitor holds against it.
 
-Every figure is a sum over users: a log read in parts gives what the whole gives. How they are counted is `fraud.tally`,
-what they mean is `fraud.drift`.
+Every figure is a sum over users: a log read in parts gives what the whole gives. What is counted is `fraud.tally`, what
+it means is `fraud.drift`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,39 @@ def week_of(time_us_N: IntArray, starts_us_W: IntArray) -> IntArray:
         return np.full(len(time_us_N), -1, dtype=np.int64)
     week_N = (time_us_N - starts_us_W[0]) // WEEK_US
     return np.where((week_N >= 0) & (week_N < len(starts_us_W)), week_N, -1)
+
+
+def counts_by_week(week_R: IntArray, cell_R: IntArray, n_weeks: int, n_cells: int) -> IntArray:
+    """Return int64 [W, C]: how many rows fall in each cell of each week; -1 falls in none."""
+    counted_R = cell_R >= 0
+    flat = week_R[counted_R] * n_cells + cell_R[counted_R]
+    return np.bincount(flat, minlength=n_weeks * n_cells).reshape(n_weeks, n_cells).astype(np.int64)
+
+
+def shares_by_week(cells: tuple[Cell, ...], week_R: IntArray, cell_R: IntArray, n_weeks: int) -> Shares:
+    """Return of all rows of a week the shares that fall in each cell; -1 falls in none."""
+    n_W = np.bincount(week_R, minlength=n_weeks).astype(np.int64)
+    return Shares(
+        cells, counts_by_week(week_R, cell_R, n_weeks, len(cells)), np.repeat(n_W[:, None], len(cells), axis=1)
+    )
+
+
+def means_by_week(
+    cells: tuple[Cell, ...], week_R: IntArray, cell_R: IntArray, value_R: FloatArray, n_weeks: int
+) -> Means:
+    """Return the sums of the rows' values in each cell of each week."""
+    flat_R, size = week_R * len(cells) + cell_R, n_weeks * len(cells)
+    n, total, square = (
+        np.bincount(flat_R, weights=weight_R, minlength=size).reshape(n_weeks, len(cells)).astype(np.float64)
+        for weight_R in (np.ones_like(value_R), value_R, value_R**2)
+    )
+    return Means(cells, n, total, square)
+
+
+def beside(parts: list[Shares]) -> Shares:
+    """Return the cells of all parts side by side."""
+    cells = tuple(cell for part in parts for cell in part.cells)
+    return Shares(cells, np.hstack([part.k_WC for part in parts]), np.hstack([part.n_WC for part in parts]))
 
 
 def add_weekly(parts: Iterable[Weekly]) -> Weekly:

@@ -118,7 +118,7 @@ def live_step(backtest: Backtest, step: Step, before: Mapping[str, Turn]) -> dic
     champions = {turn.champion_since: turn.champion for turn in turns.values()}
     scorers = {name: load_bundle(backtest.bundle_made(at)).scorer for at, name in champions.items()}
     with closing(read_log(backtest.config_at(step.until_us))) as log:
-        made = _decisions(scorers, log, backtest, step)
+        made = decisions_of(scorers, log, backtest.config, step, label_table=backtest.label_table)
     table = made.examples
     for rule, turn in turns.items():
         scored = made.by_bundle[turn.champion]
@@ -214,25 +214,27 @@ def _held_back(log: Log, step: Step, champion: Bundle | None) -> str:
     return "; ".join(report.text for report in reports if report.is_held_back)
 
 
-class _Decisions(NamedTuple):
+class Decisions(NamedTuple):
     """Examples: event_id, user_id, ts, fraud, amount; and, by bundle, "score" and "decision" in the same order."""
 
     examples: pa.Table
     by_bundle: dict[str, pa.Table]
 
 
-def _decisions(scorers: Mapping[str, Scorer], log: Log, backtest: Backtest, step: Step) -> _Decisions:
+def decisions_of(
+    scorers: Mapping[str, Scorer], log: Log, config: Config, step: Step, *, label_table: pa.Table | None
+) -> Decisions:
     """Return what bundles decide on the examples of a step, from a log that ends with it.
 
-    What is known of an entity is what was known by then; what is fraud is what the labels say in the end. With labels
-    of sessions or users, one that was active in the step is one example, its last event by then.
+    What is known of an entity is what was known by then; what is fraud is what label_table says, the one of the end.
+    With labels of sessions or users, one that was active in the step is one example, its last event by then.
     """
-    config = replace(backtest.config, split=SplitConfig())
+    config = replace(config, split=SplitConfig())
     tables = tables_of(log, config)
-    in_the_end = replace(log, label_table=backtest.label_table)
+    in_the_end = replace(log, label_table=label_table)
     cuts = Cuts(train_until_us=0, valid_until_us=step.at_us, as_of_us=step.until_us)
 
-    def decide(chunk: Chunk) -> _Decisions:
+    def decide(chunk: Chunk) -> Decisions:
         one = labelled(chunk, in_the_end, config, None)
         assert one.labels is not None  # `fraud.periods.lived` sees to it
         assert one.known is not None
@@ -254,10 +256,10 @@ def _decisions(scorers: Mapping[str, Scorer], log: Log, backtest: Backtest, step
             decision_N = decided(scorer, one.enriched, risk, score_N).decision_N
             decisions = pa.array(DECISIONS).take(pa.array(decision_N[rows], pa.int8()))
             by_bundle[name] = pa.table({"score": score_N[rows], "decision": decisions})
-        return _Decisions(pa.table(columns), by_bundle)
+        return Decisions(pa.table(columns), by_bundle)
 
     parts = list(in_order(decide, chunks(log)))
-    return _Decisions(
+    return Decisions(
         pa.concat_tables([part.examples for part in parts]),
         {name: pa.concat_tables([part.by_bundle[name] for part in parts]) for name in scorers},
     )

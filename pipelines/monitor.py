@@ -19,7 +19,7 @@ from fraud.config import Config, SplitConfig, state_hash
 from fraud.drift import Series, judge_weeks
 from fraud.errors import ConfigError, DataError
 from fraud.events import IntArray
-from fraud.instants import instant_text, instant_us
+from fraud.instants import as_of, instant_text, instant_us
 from fraud.logs import check_usable, read_log
 from fraud.outcomes import outcome_series
 from fraud.reference import read_reference
@@ -49,9 +49,9 @@ def watch(
 ) -> Watched:
     """Return what changed in the log of a configuration, in the whole weeks that end at until_us.
 
-    from_us: where the first week may begin, by default where the bundle's reference ends. until_us: by default the
-    first whole hour after the newest event; nothing later is read, and no label that came later. false_alarms: the
-    chance that a quiet week raises an alarm. events: another log than the configuration's.
+    from_us: where the first week may begin, by default where the bundle's reference ends. until_us: by default
+    split.as_of, else the first whole hour after the newest event; nothing later is read, and no label that came later.
+    false_alarms: the chance that a quiet week raises an alarm. events: another log than the configuration's.
 
     Raises ConfigError for a bundle of another [log], [fields] or [sessions], BundleError for one without figures by
     week, DataError for a log with no whole week to judge.
@@ -67,6 +67,7 @@ def watch(
             f"bundle {bundle.version}: its reference has {len(reference.inputs.starts_us_W)} whole weeks; expected at "
             f"least {_FEWEST_REFERENCE_WEEKS}, to know how much weeks differ"
         )
+    until_us = as_of(config.split) if until_us is None else until_us
     split = SplitConfig() if until_us is None else SplitConfig(as_of=instant_text(until_us))
     config = replace(config, split=split)
     with closing(read_log(config, events=events)) as log:

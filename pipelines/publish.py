@@ -68,7 +68,7 @@ def publish(uri: str, out: Path, *, tracking_uri: str | None, every_s: float | N
     wanted = parse_model_uri(uri)
     place = place_of(None, tracking_uri, wanted.name)
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
+    with only_one(out / _LINK):  # its lock lies in the folder: of one that is mounted, nothing beside it can be written
         _sweep(out)
         if every_s is None:
             version = _published(registry_at(place), wanted, out, screen)

@@ -41,6 +41,7 @@ from pipelines.retrain_memory import (
     PROMOTED,
     REFUSED,
     RETRAIN_KEY,
+    finish,
     remember,
     retrain_key,
     unchanged,
@@ -82,7 +83,7 @@ def retrain(
     config = with_gate(config, promote_if)
     gate = parse_gate(config.retrain.promote_if)
     registry = open_registry(tracking_uri(config), config.tracking.model_name)
-    registry.finish_pending()
+    finish(registry)
     work = work_folder(config)
     examples: _Examples = {}
     with closing(read_log(config)) as whole:
@@ -126,7 +127,7 @@ def _decided(one: _Retraining) -> tuple[Json, _Examples]:
     document["labels"] = [
         {"source": report.source, "held_back": report.is_held_back, "text": report.text} for report in one.sources
     ]
-    remember(one.registry, one.key, document, one.champion)
+    remember(one.registry, one.key, document, one.champion, is_done=True)
     return document, examples
 
 
@@ -163,16 +164,17 @@ def _judged(one: _Retraining) -> tuple[Json, _Examples]:
     version = _registered(one, made, judgement, document, examples, config)
     document["version"] = document["challenger"]["version"] = version.number
     if judgement.passed:
-        document |= _promoted(one, version, judgement.text)
+        document |= _promoted(one, version, document)
     return document, examples
 
 
-def _promoted(one: _Retraining, version: Version, why: str) -> Json:
+def _promoted(one: _Retraining, version: Version, document: Json) -> Json:
     """Return what changes in the document: nothing, or a refusal where it was judged against another champion."""
     expected = None if one.champion is None else one.champion.number
     now = one.registry.champion()
     if (None if now is None else now.number) in (expected, version.number):
-        one.registry.promote(version, expected_champion=expected, reason=why)
+        remember(one.registry, one.key, document, one.champion, is_done=False)
+        one.registry.promote(version, expected_champion=expected, reason=document["text"])
         return {}
     text = f"{now or 'nobody'} is the champion now, and it was judged against {one.champion or 'nobody'}; call it again"
     return {"verdict": REFUSED, "reason": "champion_changed", "text": text}

@@ -38,16 +38,37 @@ def retrain_key(config: Config, accepted_sources: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def remember(registry: Registry, key: str, document: Mapping[str, Any], champion: Version | None) -> None:
-    """Write down what came of a retraining. champion: whom it was judged against."""
+def remember(
+    registry: Registry, key: str, document: Mapping[str, Any], champion: Version | None, *, is_done: bool
+) -> None:
+    """Write down what came of a retraining. champion: whom it was judged against.
+
+    is_done: False before a promotion, which `finish` then carries out if this process does not come to it.
+    """
     last = {"key": key, "verdict": document["verdict"], "reason": document["reason"], "version": document["version"]}
-    registry.note(_RETRAINED, json.dumps(last | {"champion": None if champion is None else champion.number}))
+    last |= {"champion": None if champion is None else champion.number, "is_done": is_done}
+    registry.note(_RETRAINED, json.dumps(last))
+
+
+def finish(registry: Registry) -> None:
+    """Carry out the promotion that an earlier retraining decided on and was killed before; nothing where all is done.
+
+    It is overtaken where the champion is another by now than it was judged against.
+    """
+    registry.finish_pending()
+    last = _last(registry)
+    if last is None or last["is_done"]:
+        return
+    champion = registry.champion()
+    if (None if champion is None else champion.number) == last["champion"]:
+        version = registry.named(last["version"])
+        registry.promote(version, expected_champion=last["champion"], reason=f"{last['reason']}, finished later")
+    registry.note(_RETRAINED, json.dumps(last | {"is_done": True}))
 
 
 def unchanged(registry: Registry, key: str) -> Json | None:
     """Return the verdict "unchanged" where the same data were retrained on before, and nothing has changed since."""
-    noted = registry.noted(_RETRAINED)
-    last = None if noted is None else json.loads(noted)
+    last = _last(registry)
     if last is None or last["key"] != key:
         return None
     champion = registry.champion()
@@ -62,6 +83,11 @@ def unchanged(registry: Registry, key: str) -> Json | None:
         text = f"version {last['version']} was made from these data and promoted, but it is not the champion any more"
     figures = None if champion is None else {"version": champion.number, "bundle": champion.bundle}
     return verdict(UNCHANGED, "same_data", text, champion=figures)
+
+
+def _last(registry: Registry) -> Json | None:
+    noted = registry.noted(_RETRAINED)
+    return None if noted is None else json.loads(noted)
 
 
 def verdict(verdict: str, reason: str, text: str, *, champion: Json | None) -> Json:

@@ -31,7 +31,9 @@ FLOW = (
     "ranking", "metrics", "resamples", "curves", "pairing", "gate", "objectives", "training", "pretraining",
     "calibration", "decisions",
     "verdicts", "runtime", "scoring", "explain", "reasons", "rows", "carry_pool", "steps", "exact", "live",
-    "gradients", "arrays", "chunks", "periods", "padding", "chunk_arrays", "preparation", "tables", "weekly", "tally", "tails", "drift", "outcomes", "reference", "alarms", "attribution", "figures",
+    "gradients", "arrays", "chunks", "periods", "padding", "chunk_arrays", "preparation", "tables",
+    "weekly", "tally", "tails", "dispersion", "deviances", "drift", "outcomes", "reference", "alarms", "attribution",
+    "figures",
     "golden", "manifest", "bundle", "learning", "judging",
     "histories", "ablation", "lineup", "comparison", "changes", "segments",
 )  # fmt: skip

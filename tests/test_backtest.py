@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud.config import Config, parse_config
+from fraud.calibration import Calibration
+from fraud.config import Config, SplitConfig, parse_config
+from fraud.decisions import Policy
+from fraud.entities import RISK_NAMES
 from fraud.errors import ConfigError
+from fraud.events import FloatArray
 from fraud.instants import DAY_US, instant_text, instant_us
+from fraud.logs import read_log
 from fraud.metrics import N_RESAMPLES, Examples, evaluate
 from fraud.ranking import ranking_figures, user_weights
+from fraud.scoring import Scorer
+from fraud.tokens import Risk
 from pipelines.backtest import steps_between
 from pipelines.backtest_figures import figures_document, share_within_budget
 from pipelines.backtest_page import backtest_page
 from pipelines.backtest_pictures import backtest_pictures
 from pipelines.backtest_rules import is_due
-from pipelines.backtest_steps import PROMOTED, WAITED, Step, Turn, stamp
+from pipelines.backtest_steps import PROMOTED, WAITED, Step, Turn, decisions_of, stamp
 from pipelines.backtest_words import difference, limits, verdict
 
 START_US = instant_us("start", "2026-03-30T00:00:00Z")  # a Monday
@@ -83,6 +92,71 @@ def test_the_share_within_the_budget_is_that_of_the_ranking_figures(rows: list[t
     assert share_N.sum() == pytest.approx(np.floor(budget * len(rows) + 1e-9))
     if label_N.any():
         assert (share_N * label_N).sum() / label_N.sum() == pytest.approx(figures.recall_R[0])
+
+
+# Device d is told of on day 2, and cleared on day 20; a payment of day 12 is told of on day 25.
+EVENTS = """\
+event_id,user_id,type,ts,device,amount
+e1,u1,pay,2026-01-01T12:00:00Z,d,10
+e2,u2,pay,2026-01-11T12:00:00Z,d,20
+e3,u2,pay,2026-01-12T12:00:00Z,c,30
+e4,u3,look,2026-01-12T12:00:00Z,d,
+e5,u3,pay,2026-01-19T12:00:00Z,d,50
+"""
+REPORTS = """\
+event_id,fraud,known_at
+e1,1,2026-01-02T00:00:00Z
+e1,0,2026-01-20T00:00:00Z
+e3,1,2026-01-25T00:00:00Z
+"""
+STEP = Step(instant_us("at", "2026-01-10T00:00:00Z"), instant_us("until", "2026-01-17T00:00:00Z"))
+
+
+class KnownFrauds:
+    """A model whose logit is how many frauds were known of the device in the 28 days before."""
+
+    kind = "boosting"
+    vocabulary = None
+
+    def logits(self, enriched: Any, risk: Risk, *, wanted_N: Any = None) -> FloatArray:
+        return risk["device"][:, RISK_NAMES.index("known_frauds_28d")]
+
+
+def _week_of_devices(folder: Path, reports: str, *, level: str, key: str) -> pa.Table:
+    """Return the examples of the step with their scores, made of a log as it stood at the end of the step."""
+    (folder / "events.csv").write_text(EVENTS, encoding="utf-8")
+    (folder / "labels.csv").write_text(reports, encoding="utf-8")
+    text = (
+        '[log]\nevents = "events.csv"\nevent_id = "event_id"\n[fields]\namount = "amount"\nentity = ["device"]\n'
+        f'[labels]\npath = "labels.csv"\nkey = ["{key}"]\ncolumn = "fraud"\nlevel = "{level}"\n'
+        'known_at = "known_at"\ndelay = "7d"\n[decisions]\non = ["pay"]\n'
+    )
+    config = parse_config(text, source="test", root=folder)
+    policy = Policy(review_at=0.7, block_at=1.0, alert_budget=0.1, block_budget=0.0, costs=None)
+    calibration = Calibration(kind="shift", slope=1.0, shift=0.0, n_positive=1, n_negative=1)
+    model: Any = KnownFrauds()
+    scorer = Scorer(config=config, model=model, calibration=calibration, policy=policy, version="known")
+    by_then = replace(config, split=SplitConfig(as_of=instant_text(STEP.until_us)))
+    with closing(read_log(config)) as whole, closing(read_log(by_then)) as log:
+        made = decisions_of({"known": scorer}, log, config, STEP, label_table=whole.label_table)
+    scored = made.by_bundle["known"]
+    return made.examples.append_column("score", scored["score"]).append_column("decision", scored["decision"])
+
+
+def test_a_step_is_scored_by_what_was_known_and_judged_by_what_is_known_now(tmp_path: Path) -> None:
+    week = _week_of_devices(tmp_path, REPORTS, level="event", key="event_id")
+    assert week["event_id"].to_pylist() == ["e2", "e3"], "decisions of the step alone"
+    one, none = 1 / (1 + np.exp(-1)), 0.5
+    assert week["score"].to_pylist() == pytest.approx([one, none]), "what was told of d was cleared later"
+    assert week["decision"].to_pylist() == ["review", "allow"]
+    assert week["fraud"].to_pylist() == [0, 1], "e3 was told of long after"
+    assert week["amount"].to_pylist() == [20, 30]
+
+
+def test_with_labels_of_users_each_that_was_active_is_one_example(tmp_path: Path) -> None:
+    reports = "user_id,fraud,known_at\nu2,1,2026-01-25T00:00:00Z\nu3,1,2026-01-25T00:00:00Z\n"
+    week = _week_of_devices(tmp_path, reports, level="user", key="user_id")
+    assert week.select(["event_id", "fraud"]).to_pylist() == [{"event_id": "e3", "fraud": 1}], "u3 only looked"
 
 
 class Made:

@@ -10,6 +10,7 @@ from scipy import special, stats  # pyright: ignore[reportAttributeAccessIssue] 
 
 from fraud.alarms import Change, Run, changes
 from fraud.attribution import Observed, headline, sentences
+from fraud.dispersion import moderated, prior_of
 from fraud.drift import Series, judge_weeks
 from fraud.events import FloatArray
 from fraud.instants import DAY_US
@@ -90,6 +91,26 @@ def test_one_cell_that_varies_is_not_believed_to_vary_as_little_as_the_others() 
     series = judged(reference, later)
     assert not series[0].is_off_W[0]
     assert series[0].dispersion > 10 * series[1].dispersion
+
+
+def test_variances_have_in_common_what_they_were_drawn_with() -> None:
+    rng = np.random.default_rng(7)
+    df_G = np.full(2_000, 8.0)
+    true_G = 3.0 * 12.0 / rng.chisquare(12.0, len(df_G))  # scaled inverse chi-squared, s0 = 3, d0 = 12
+    prior = prior_of(true_G * rng.chisquare(8.0, len(df_G)) / 8.0, df_G)
+    assert prior.variance == pytest.approx(3.0, rel=0.05)
+    assert prior.df == pytest.approx(12.0, rel=0.25)
+
+
+def test_one_wild_variance_does_not_make_the_others_doubtful() -> None:
+    rng = np.random.default_rng(8)
+    variance_G, df_G = rng.chisquare(8.0, 40) / 8.0, np.full(40, 8.0)
+    wild_G = np.append(variance_G, 500.0)
+    calm, beside = prior_of(variance_G, df_G), prior_of(wild_G, np.append(df_G, 8.0))
+    assert beside.variance == pytest.approx(calm.variance, rel=0.1)
+    dispersion_C, df_C = moderated(wild_G, np.append(df_G, 8.0), np.ones(41, dtype=np.bool_), beside)
+    assert dispersion_C[-1] == 500.0
+    assert df_C[-1] == 8.0
 
 
 def test_the_first_events_of_a_kind_are_no_alarm_and_a_hundred_are() -> None:

@@ -56,25 +56,26 @@ class Lived:
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     folder = tmp_path_factory.mktemp("lived")
     simulate(folder / "log", users=300, days=100, seed=11, fraud_rate=0.05)
-    _correct_labels(folder / "log" / "labels.parquet")
+    _take_back(folder / "log" / "labels.parquet")
     config = load_config(folder / "log" / "config.toml", _SMALL)
     config_file = folder / "log" / "small.toml"
     config_file.write_text(config_to_toml(config), encoding="utf-8")
     return Lived(config, config_file, folder / "out", _backtest(config, folder / "out", rules=("never", "weekly")))
 
 
-def _correct_labels(path: Path) -> None:
-    """Take back every third fraud that was known at the start, in the third week."""
+def _take_back(path: Path) -> None:
+    """Correct every third fraud that was known at the start, in the third week."""
     labels = pq.read_table(path)
-    is_early = pc.less(labels["known_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()), START_US)
-    early = labels.filter(is_early)
+    early = labels.filter(_is_before(labels["known_at"], START_US))
     taken_back = early.take(list(range(0, len(early), 3)))
-    columns = {"fraud": 0, "known_at": pa.scalar(START_US + 16 * DAY_US).cast(pa.timestamp("us", "UTC"))}
-    for name, value in columns.items():
-        field = labels.schema.field(name)
-        column = pa.repeat(value, len(taken_back)).cast(field.type)
-        taken_back = taken_back.set_column(labels.column_names.index(name), field, column)
-    pq.write_table(pa.concat_tables([labels, taken_back]), path)
+    corrections = pa.table(
+        {
+            "event_id": taken_back["event_id"],
+            "fraud": pa.repeat(0, len(taken_back)),
+            "known_at": pa.repeat(START_US + 16 * DAY_US, len(taken_back)).cast(labels.schema.field("known_at").type),
+        }
+    )
+    pq.write_table(pa.concat_tables([labels, corrections.cast(labels.schema)]), path)
 
 
 def _backtest(
@@ -111,9 +112,12 @@ def _weeks() -> list[int]:
 def _until(path: Path, column: str, until_us: int, into: Path) -> Path:
     """Return a copy of a file as it stood at a time."""
     table = pq.read_table(path)
-    is_there = pc.less(table[column].cast(pa.timestamp("us", "UTC")).cast(pa.int64()), until_us)
-    pq.write_table(table.filter(is_there), into)
+    pq.write_table(table.filter(_is_before(table[column], until_us)), into)
     return into
+
+
+def _is_before(times: pa.ChunkedArray, time_us: int) -> pa.ChunkedArray:
+    return pc.less(times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()), time_us)
 
 
 def test_a_backtest_equals_a_loop_of_the_single_commands(lived: Lived, tmp_path: Path) -> None:
@@ -223,8 +227,7 @@ def test_the_monitor_is_asked_about_the_week_before(lived: Lived, tmp_path: Path
     """For a week all amounts come in cents, after the first champion was made."""
     log = lived.config_file.parent
     events = pq.read_table(log / "events.parquet")
-    time_us = events["ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-    is_faulty = pc.and_(pc.greater_equal(time_us, START_US), pc.less(time_us, START_US + WEEK_US))
+    is_faulty = pc.and_not(_is_before(events["ts"], START_US + WEEK_US), _is_before(events["ts"], START_US))
     cents = pc.if_else(is_faulty, pc.multiply(events["amount"], 100.0), events["amount"])
     place = events.column_names.index("amount")
     pq.write_table(events.set_column(place, "amount", cents), tmp_path / "events.parquet")

@@ -21,7 +21,7 @@ from tests.composed import Stack
 _BASE = "python:3.11-slim-bookworm"
 _MAX_LAYERS_MB = 300
 _HEAVY = ("torch", "pyarrow", "mlflow", "pandas", "sklearn", "scipy", "matplotlib")
-_READY_S = 300  # the first bundle is simulated and trained meanwhile
+_READY_S = 600  # the first champion is simulated, trained and judged meanwhile
 _LOAD_S, _KILL_AT_S = 12.0, 4.0
 _PAUSE_S = 0.04
 _N_USERS = 25

@@ -44,7 +44,7 @@ pytestmark = [
 
 _SCREEN = Screen(as_json=True)
 _TIMEOUT_S = 2
-_WAIT_S = 60.0
+_WAIT_S = 120.0
 
 
 @pytest.fixture(scope="session")
@@ -277,7 +277,7 @@ def test_a_server_that_hangs_costs_one_timeout_and_gets_the_run_afterwards(
         spent_s = time.monotonic() - started
     finally:
         server.resume()
-    assert _TIMEOUT_S <= spent_s < 2 * _TIMEOUT_S
+    assert _TIMEOUT_S <= spent_s < 3 * _TIMEOUT_S
     _later(server.url, tmp_path / "boosting", "hanging")
 
 

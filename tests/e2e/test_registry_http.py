@@ -1,4 +1,4 @@
-"""The registry behind a real MLflow server: all of it through HTTP, artefacts too; a server that dies and comes back."""
+"""The registry behind a real MLflow server, artefacts too, all through HTTP; a server that dies and comes back."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_a_publisher_outlives_its_tracker(trained: Trained, postgres: PostgresSe
         store.registry.promote(store.versions["lstm"], expected_champion=None, reason="the first")
         command = ["publish", f"models:/{NAME}@champion", "-o", str(out), "--every", "1s", "--tracking-uri", server.url]
         publisher = subprocess.Popen(
-            [sys.executable, "-c", _FRAUD, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT
+            [sys.executable, "-c", _FRAUD, *command],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         try:
             _wait_for(out, store.versions["lstm"].bundle, publisher)

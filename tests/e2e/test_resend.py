@@ -22,7 +22,7 @@ from pipelines.console import Screen
 from pipelines.records import RunRecord, held, read_untold
 from pipelines.resend import resend
 from pipelines.tracking import RECORD_TAG, track, track_parent
-from tests.commands import contents, run_fraud
+from tests.commands import call_fraud, contents, refused, run_fraud
 from tests.trained import Trained, trained_bundles
 
 _SCREEN = Screen(as_json=True)
@@ -173,6 +173,7 @@ print(json.dumps(points))
 
 
 @pytest.mark.server
+@pytest.mark.timeout(900)
 def test_a_telling_that_is_killed_anywhere_is_gone_on_with(kept: Path, store: Path, tmp_path: Path) -> None:
     record_id = read_untold(kept).record.id
     done = run_fraud(kept.parent.parent, store, tmp_path / "points", code=_DRIVER)
@@ -353,6 +354,18 @@ def test_a_command_that_gives_its_record_the_same_id_finds_its_run_again(
     document = resend(tmp_path, tracking_uri=f"sqlite:///{store}", screen=_SCREEN)
     assert [one["run_id"] for one in document["sent"]] == [run_id]
     assert _runs(store, "retrain-1") == [run_id]
+
+
+def test_the_command_ends_with_1_while_a_run_is_kept(kept: Path, store: Path) -> None:
+    refused(call_fraud("track", kept.parent), "expected --resend")
+    away = call_fraud("track", "--resend", kept.parent, "--json")
+    assert (away.exit_code, away.document["sent"]) == (1, [])
+    assert f"{kept} is still kept: the tracker at http://127.0.0.1:9 did not" in away.stderr
+    there = call_fraud("track", "--resend", kept.parent, "--tracking-uri", f"sqlite:///{store}", "--json")
+    assert (there.exit_code, there.document["kept"]) == (0, [])
+    nothing = call_fraud("track", "--resend", kept.parent.parent)
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    assert "no run is kept in or below it" in nothing.stderr
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -226,3 +226,22 @@ def test_the_document_of_every_verdict_has_the_same_names(same_champion: Path) -
         document = _retrain(same_champion, *settings).document
         assert set(document) == names | {"seconds"}
         json.dumps(document)
+
+
+def test_a_promotion_that_was_decided_and_not_carried_out_is_finished_by_the_next_call(
+    with_champion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _champion(with_champion)
+    gate = ["--promote-if", "ap >= 0"]
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "promote", killed)
+        assert _retrain(with_champion, options=gate).exit_code == 1
+    assert _champion(with_champion) == before
+    again = _retrain(with_champion, options=gate)
+    assert (again.exit_code, again.document["verdict"]) == (0, "unchanged"), again.stderr
+    assert _champion(with_champion)[0] == str(int(before[0]) + 1)
+    assert "the champion, was made from these data" in again.document["text"]
