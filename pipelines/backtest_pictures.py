@@ -71,7 +71,7 @@ def _draw_recall(axes: Axes, document: Json) -> None:
     ticks = [-(place + 1) * _LANE * top for place in range(len(lanes))]
     axes.set_yticks([*shares, *ticks], [*(f"{share:.0%}" for share in shares), *lanes])
     axes.axhline(0, color=edge(axes), linewidth=0.7, alpha=0.5)
-    axes.set_ylim(-(len(lanes) + 0.6) * _LANE * top, top)
+    axes.set_ylim(-(len(lanes) + 0.6) * _LANE * top, 1.02 * top)
     axes.set_ylabel("share of the step's frauds found", y=0.6)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=len(found), handlelength=3.2)
     _date_axis(axes, steps)

@@ -41,7 +41,7 @@ def limits(document: Json) -> list[str]:
     if open_steps:
         lines.append(
             f"Labels are still to come for {len(open_steps)} of {len(document['steps'])} steps, from "
-            f"{open_steps[0]['at']} on: frauds that nobody has reported yet count as honest."
+            f"{spoken_step(open_steps[0])} on: frauds that nobody has reported yet count as honest."
         )
     if document["n_frauds"] < _FEW_FRAUDS:
         lines.append(f"Only {document['n_frauds']} frauds in all: no rule can be told from another.")
@@ -51,7 +51,7 @@ def limits(document: Json) -> list[str]:
             f"A source of labels was held back, and nobody was there to accept it: {', '.join(sorted(held))} went on "
             "with an old champion for some steps."
         )
-    gaps = [step["at"] for step in document["steps"] if not step["n_examples"]]
+    gaps = [spoken_step(step) for step in document["steps"] if not step["n_examples"]]
     if gaps:
         lines.append(f"{len(gaps)} steps hold no decision, the first from {gaps[0]}.")
     return lines

@@ -22,11 +22,10 @@ from pipelines.console import Screen
 from pipelines.files import only_one
 from pipelines.models import Place, place_of, registry_at
 from pipelines.registry import Registry
-from pipelines.transitions import PREVIOUS
 from pipelines.versions import Version
 
 Json = dict[str, Any]  # Any: JSON
-KEPT = 5  # bundles that are neither answering nor to be gone back to
+KEPT = 5  # bundles beside the one that answers and the one before it: a rollback to them waits for no download
 _LINK = "current"
 _BUNDLE = re.compile(r"[0-9a-f]{12}")
 _LEFT_OVER = re.compile(r"\.(?:[0-9a-f]{12}|current)\.(?:partial|old)")
@@ -115,8 +114,7 @@ def _published(registry: Registry, wanted: Wanted, out: Path, screen: Screen) ->
     else:
         _point(out, version.bundle)
         screen.say(f"{out / _LINK} now stands on {version} of the model {wanted.name}; before: {before or 'nothing'}")
-    previous = registry.at(PREVIOUS)
-    _thin_out(out, {version.bundle, before, None if previous is None else previous.bundle})
+    _thin_out(out, {version.bundle, before})
     return version
 
 

@@ -179,7 +179,7 @@ class Registry:
         expected_champion: the number of the champion that it was judged against. Raises ConfigError where another one
         is it now.
         """
-        with answered(self.uri):
+        with answered(self.uri), alone(self.uri):
             finish_pending(self.client, self.name)
             champion = aliases_of(self.client, self.name).get(CHAMPION)
             if champion == version.number:

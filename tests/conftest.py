@@ -15,8 +15,8 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
-# Servers, started when a test first asks for the fixture `postgres` or `mlflow_server`.
-pytest_plugins = ("tests.postgres", "tests.mlflow_server")
+# Servers and a small disk, made when a test first asks for the fixture `postgres`, `mlflow_server` or `disk`.
+pytest_plugins = ("tests.postgres", "tests.mlflow_server", "tests.small_disk")
 
 hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("deterministic")

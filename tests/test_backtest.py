@@ -292,7 +292,7 @@ def test_the_verdict_says_what_is_clear_and_what_never_differed(document: Json) 
 
 def test_the_limits_are_said(document: Json) -> None:
     assert document["limits"] == [
-        "Labels are still to come for 1 of 3 steps, from 2026-04-13T00:00:00Z on: frauds that nobody has reported yet "
+        "Labels are still to come for 1 of 3 steps, from 2026-04-13 on: frauds that nobody has reported yet "
         "count as honest."
     ]
 

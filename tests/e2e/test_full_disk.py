@@ -5,8 +5,6 @@ Each command writes to a disk of 8 KiB, then to one a bit larger, until it has r
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,9 @@ from fraud.config import config_to_toml
 from pipelines.simulate import simulate
 from tests.commands import call_fraud, contents
 from tests.registered import NAME, registered
+from tests.small_disk import PAGE, sized
 from tests.trained import Trained, trained_bundles
 
-_PAGE = 4096
 _GROWTH = 1.5
 
 
@@ -27,35 +25,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained_bundles(tmp_path_factory)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """Return the folder where a small disk is mounted; skip where that is not allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={_PAGE}", "tmpfs", str(folder)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except FileNotFoundError:
-        pytest.skip("needs a small disk to fill, and there is no mount command here")
-    if mounted.returncode:
-        pytest.skip(f"needs a small disk to fill, and may not mount one here ({mounted.stderr.strip()})")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def _sized(disk: Path, n_bytes: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={n_bytes}", str(disk)], check=True, capture_output=True)
-
-
 def _filled_until_it_fits(disk: Path, out: Path, *command: str | Path) -> int:
     """Return how often the command ran out of room before it had enough, each time as it should."""
-    n_bytes, n_full = 2 * _PAGE, 0
+    n_bytes, n_full = 2 * PAGE, 0
     while True:
-        _sized(disk, n_bytes)
+        sized(disk, n_bytes)
         ended = call_fraud(*command, "-o", out)
         if ended.exit_code == 0:
             break
@@ -68,7 +42,7 @@ def _filled_until_it_fits(disk: Path, out: Path, *command: str | Path) -> int:
         visible = [path.name for path in disk.iterdir() if not path.name.startswith(".")]
         # A folder that was not there before may be, the files in it have their names only when all are written.
         assert [path for name in visible for path in contents(disk / name)] == []
-        n_bytes = int(n_bytes * _GROWTH) // _PAGE * _PAGE
+        n_bytes = int(n_bytes * _GROWTH) // PAGE * PAGE
     assert [path.name for path in disk.iterdir()] == [out.name], "something was left behind"
     return n_full
 
@@ -105,12 +79,12 @@ def test_score_on_a_full_disk(
 
 
 def test_a_full_disk_costs_no_output_that_was_there(trained: Trained, disk: Path) -> None:
-    _sized(disk, 2**20)
+    sized(disk, 2**20)
     command = ("score", trained.folder / "lstm", trained.events, "-o", disk / "scores.parquet")
     assert call_fraud(*command).exit_code == 0
     before = contents(disk / "scores.parquet")
-    used = (disk / "scores.parquet").stat().st_size // _PAGE * _PAGE
-    _sized(disk, used + 4 * _PAGE)
+    used = (disk / "scores.parquet").stat().st_size // PAGE * PAGE
+    sized(disk, used + 4 * PAGE)
     assert call_fraud(*command, "--overwrite").exit_code == 1
     assert contents(disk / "scores.parquet") == before
 
@@ -141,10 +115,10 @@ def test_a_full_disk_leaves_the_link_where_it_was(trained: Trained, disk: Path, 
     store = registered(f"sqlite:///{tmp_path}/mlflow.db", bundles, tmp_path)
     store.registry.promote(store.versions["lstm"], expected_champion=None, reason="the first")
     command = ("publish", f"models:/{NAME}@champion", "--tracking-uri", store.uri, "-o", disk / "versions")
-    _sized(disk, 2**22)
+    sized(disk, 2**22)
     assert call_fraud(*command).exit_code == 0
-    used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // _PAGE * _PAGE
-    _sized(disk, used + 16 * _PAGE)
+    used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // PAGE * PAGE
+    sized(disk, used + 16 * PAGE)
     store.registry.promote(store.versions["fused"], expected_champion="1", reason="better")
     assert call_fraud(*command).exit_code == 1
     assert contents(disk / "versions" / "current") == contents(trained.folder / "lstm")

@@ -217,27 +217,30 @@ def test_a_current_that_is_no_link_is_never_touched(registry: Registry, tmp_path
     assert (tmp_path / "versions" / "current" / "mine").exists()
 
 
-def test_old_bundles_go_but_never_the_champion_and_the_one_before_it(
+def test_the_bundles_that_were_pointed_at_the_longest_ago_go(
     trained: Trained, registry: Registry, tmp_path: Path
 ) -> None:
     out, mine = tmp_path / "versions", tmp_path / "versions" / "mine"
     mine.mkdir(parents=True)
-    published = list[str]()
-    for n in range(KEPT + 4):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        bundle = tampered(trained.folder / "boosting", folder, {"MODEL_CARD.md": f"# {n}\n".encode()})
-        version = _planted(registry, bundle, folder, load_bundle(bundle).version)
-        _promote(registry, version.number)
-        _publish(registry, out)
-        published.append(version.bundle)
-    assert _folders(out) == {"mine", *published[-KEPT - 2 :]}
-    for _ in range(KEPT + 2):
+    bundles = [_published_anew(trained, registry, tmp_path, n, out) for n in range(KEPT + 4)]
+    assert _folders(out) == {"mine", *bundles[2:]}
+    for _ in range(KEPT + 1):
         registry.rollback()
-    _publish(registry, out)  # one that went, and comes again
-    assert os.readlink(out / "current") == published[1]
-    assert load_bundle(out / "current").version == published[1]
+    _publish(registry, out)
+    assert os.readlink(out / "current") == bundles[2]  # the first to come of all that are there, the last pointed at
+    newer = [_published_anew(trained, registry, tmp_path, n, out) for n in (KEPT + 4, KEPT + 5)]
+    assert _folders(out) == {"mine", bundles[2], *bundles[5:], *newer}
     assert leftovers(out) == []
+
+
+def _published_anew(trained: Trained, registry: Registry, folder: Path, n: int, out: Path) -> str:
+    """Return a bundle that differs from all others, promoted and published."""
+    (folder / str(n)).mkdir()
+    bundle = tampered(trained.folder / "boosting", folder / str(n), {"MODEL_CARD.md": f"# {n}\n".encode()})
+    version = _planted(registry, bundle, folder / str(n), load_bundle(bundle).version)
+    _promote(registry, version.number)
+    _publish(registry, out)
+    return version.bundle
 
 
 def test_a_folder_has_one_publisher(registry: Registry, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from pipelines.registry import Registry, open_registry
 from pipelines.retrain import work_folder
 from pipelines.tracking import tracking_uri
 from tests.commands import Ended, call_fraud
+from tests.small_disk import sized
 from tests.trained import Trained, trained_bundles
 
 _EARLIER = "split.as_of=2025-02-20T00:00:00Z"  # the log ends on 7 March
@@ -205,6 +209,56 @@ def test_no_tracker_at_all_is_said_before_anything_is_done(config: Path) -> None
     assert ended.exit_code == 1
     assert "http://127.0.0.1:9" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_tracker_that_answers_500_is_named_and_nothing_is_left_behind(config: Path) -> None:
+    class Broken(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(500)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    there = _visible(config)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}"
+        ended = _retrain(config, f"tracking.uri={uri}")
+        server.shutdown()
+    assert ended.exit_code == 1
+    assert uri in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert _visible(config) == there
+
+
+def test_a_full_disk_is_said_the_champion_goes_on_and_with_room_it_ends(
+    trained: Trained, tmp_path: Path, disk: Path
+) -> None:
+    sized(disk, 2**24)
+    config = _log_of_its_own(trained, disk / "log")
+    settings = (f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "model.trees=5")
+    first = _retrain(config, _EARLIER, *settings)
+    assert first.document["verdict"] == "promoted", first.stderr
+    held = os.statvfs(disk)
+    used = (held.f_blocks - held.f_bfree) * held.f_frsize
+    registry = open_registry(f"sqlite:///{tmp_path}/mlflow.db", "fraud")
+    n_full, room = 0, 2**17
+    while True:
+        sized(disk, used + room)
+        ended = _retrain(config, *settings, options=["--promote-if", "ap >= 0"])
+        if ended.exit_code == 0:
+            break
+        n_full += 1
+        assert (ended.exit_code, ended.stdout) == (1, ""), ended.stderr
+        assert "No space left on device" in ended.stderr.splitlines()[-1]
+        champion = registry.champion()
+        assert champion is not None
+        assert champion.number == first.document["version"]
+        room *= 3
+    assert n_full >= 2
+    assert ended.document["verdict"] == "promoted"
 
 
 def test_of_two_at_once_one_is_refused(config: Path) -> None:
