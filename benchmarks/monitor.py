@@ -44,7 +44,7 @@ _SPLIT = (
 _REFERENCE_WEEKS = 17  # from 6 January to 5 May
 _LASTS_WEEKS = 2  # how long a change lasts: it must be found in that time
 _SLOTS = 5  # changes in one log
-_ODDS = 1.25
+_ODDS = 1.5
 
 
 class Planted(NamedTuple):

@@ -56,14 +56,15 @@ def more_of_a_type(events: pa.Table, rng: np.random.Generator, size: float) -> p
 
 
 def another_order(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
-    """Return events in which 10 % of what follows `receive_transfer` is a `withdraw` in its place."""
+    """Return events in which 10 % of what follows `receive_transfer` is a `withdraw` of 50 in its place."""
     user_N = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     order_N = np.lexsort((_time_us(events), user_N))
     follows_N = np.zeros(len(events), dtype=np.bool_)
     is_receipt_N = _of_type(events, "receive_transfer")[order_N]
     follows_N[order_N[1:]] = is_receipt_N[:-1] & (user_N[order_N][1:] == user_N[order_N][:-1])
     chosen_N = follows_N & (rng.random(len(events)) < 0.1 * size)
-    return _retyped(events, chosen_N, "withdraw")
+    amount_N = np.where(chosen_N, 50.0, events["amount"].to_numpy())
+    return _retyped(_with(events, "amount", pa.array(amount_N, mask=np.isnan(amount_N))), chosen_N, "withdraw")
 
 
 def cents(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
@@ -78,8 +79,8 @@ def some_cents(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Ta
 
 
 def dearer(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
-    """Return events whose withdrawals are 15 % higher."""
-    return _scaled(events, _of_type(events, "withdraw"), 1 + 0.15 * size)
+    """Return events whose withdrawals are 20 % higher."""
+    return _scaled(events, _of_type(events, "withdraw"), 1 + 0.2 * size)
 
 
 def _scaled(events: pa.Table, chosen_N: BoolArray, factor: float) -> pa.Table:
@@ -169,13 +170,13 @@ def unchanged(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Tab
     return events
 
 
-SCORE_CHANGE = Change("scores: the odds of fraud 1.25x as high", ("score", "alert"), unchanged)
+SCORE_CHANGE = Change("scores: the odds of fraud 1.5x as high", ("score", "alert"), unchanged)
 CHANGES = (
     Change("`search_help` 1.5x as frequent", ("type", "bigram"), more_of_a_type),
     Change("`withdraw` in 10 % of what follows `receive_transfer`", ("bigram", "type"), another_order),
     Change("amounts in cents", ("amount",), cents, lasts=1),
     Change("3 % of the transfers out in cents", ("amount", "bucket:amount"), some_cents),
-    Change("withdrawals 15 % higher", ("amount",), dearer),
+    Change("withdrawals 20 % higher", ("amount", "bucket:amount"), dearer),
     Change("pauses 1.15x as long", ("gap",), slower),
     Change("1 % of the channels missing", ("null",), no_channel),
     Change("2 % of the amounts of transfers out missing", ("null",), no_amount),

@@ -6,6 +6,7 @@ Generalized linear models, 2.3). Dispersion is not divided out here: how much we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -29,9 +30,10 @@ class Counts(NamedTuple):
 class Block(NamedTuple):
     """The C cells of one statistic: V weeks of reference, W weeks that are held against them.
 
-    root_WC: the signed root of the deviance between a week and the reference. precision_WC: 1 / n of the week and 1 / n
-    of the reference, as far as they are believed, added. scale_C: the variance of one value. s2_C: how many times that
-    the weeks of the reference vary by, with d_C degrees of freedom; is_usable_C: enough was counted to believe it.
+    free_C2: from where to where a week may lie for nothing. root_WC: the signed root of the deviance between a week and
+    the reference. precision_WC: 1 / n of the week and 1 / n of the reference, as far as they are believed, added.
+    scale_C: the variance of one value. s2_C: how many times that the weeks of the reference vary by, with d_C degrees
+    of freedom; is_usable_C: enough was counted to believe it.
     """
 
     statistic: str
@@ -40,6 +42,7 @@ class Block(NamedTuple):
     reference_VC: FloatArray
     observed_WC: FloatArray
     expected_C: FloatArray
+    free_C2: FloatArray
     root_WC: FloatArray
     counts_WC: Counts | None
     precision_WC: FloatArray
@@ -49,8 +52,11 @@ class Block(NamedTuple):
     is_usable_C: BoolArray
 
 
-def share_block(statistic: str, reference: Shares, judged: Shares) -> Block:
-    """Return shares as binomial counts. A week with more events than those of the reference counts as one of them."""
+def share_block(statistic: str, reference: Shares, judged: Shares, *, margin: float) -> Block:
+    """Return shares as binomial counts. A week with more events than those of the reference counts as one of them.
+
+    margin: a factor that a share may move by for nothing; only what lies beyond counts.
+    """
     k_VC, n_VC = reference.k_WC.astype(np.float64), reference.n_WC.astype(np.float64)
     K_C, N_C = k_VC.sum(axis=0), n_VC.sum(axis=0)
     p_C = _over(K_C, N_C)
@@ -60,18 +66,20 @@ def share_block(statistic: str, reference: Shares, judged: Shares) -> Block:
     k_WC, n_WC = judged.k_WC.astype(np.float64), judged.n_WC.astype(np.float64)
     kept_WC = np.minimum(1.0, _over(believed_C, n_WC, empty=1.0))
     k_WC, n_WC = k_WC * kept_WC, n_WC * kept_WC
-    pooled_WC = _over(k_WC + K_C, n_WC + N_C)
+    share_WC = _over(k_WC, n_WC)
+    # The reference as it would be, had it moved towards the week as far as it may.
+    K_WC = np.minimum(K_C * np.clip(_over(share_WC, p_C, empty=1.0), 1 / margin, margin), N_C)
+    pooled_WC = _over(k_WC + K_WC, n_WC + N_C)
     root_WC = _root(
         _against(k_WC, n_WC * pooled_WC)
         + _against(n_WC - k_WC, n_WC * (1 - pooled_WC))
-        + _against(np.broadcast_to(K_C, k_WC.shape), N_C * pooled_WC)
-        + _against(np.broadcast_to(N_C - K_C, k_WC.shape), N_C * (1 - pooled_WC))
+        + _against(K_WC, N_C * pooled_WC)
+        + _against(N_C - K_WC, N_C * (1 - pooled_WC))
     )
-    observed_WC = np.where(n_WC > 0, _over(k_WC, n_WC), np.nan)
     is_rare_WC = pooled_WC <= 0.5
     counts = Counts(
         np.where(is_rare_WC, k_WC, n_WC - k_WC),
-        np.where(is_rare_WC, K_C, N_C - K_C),
+        np.where(is_rare_WC, K_WC, N_C - K_WC),
         _over(n_WC, n_WC + N_C),
     )
     return Block(
@@ -79,9 +87,10 @@ def share_block(statistic: str, reference: Shares, judged: Shares) -> Block:
         kind="share",
         cells=reference.cells,
         reference_VC=np.where(n_VC > 0, _over(k_VC, n_VC), np.nan),
-        observed_WC=observed_WC,
+        observed_WC=np.where(n_WC > 0, share_WC, np.nan),
         expected_C=p_C,
-        root_WC=np.where(n_WC > 0, np.sign(np.nan_to_num(observed_WC) - p_C) * root_WC, 0.0),
+        free_C2=np.stack([p_C / margin, np.minimum(p_C * margin, 1.0)], axis=1),
+        root_WC=np.where(n_WC > 0, np.sign(share_WC - p_C) * root_WC, 0.0),
         counts_WC=counts,
         precision_WC=_over(1.0, n_WC, empty=1.0) + _over(1.0, N_C, empty=1.0),
         # Of what never was, half an event: a band of no width would say that the first one is too many.
@@ -92,8 +101,11 @@ def share_block(statistic: str, reference: Shares, judged: Shares) -> Block:
     )
 
 
-def mean_block(statistic: str, reference: Means, judged: Means) -> Block:
-    """Return means as those of independent values of one variance, that within the weeks."""
+def mean_block(statistic: str, reference: Means, judged: Means, *, margin: float) -> Block:
+    """Return means, of logarithms, as those of independent values of one variance, that within the weeks.
+
+    margin: a factor that what they are logarithms of may move by for nothing.
+    """
     n_VC, sum_VC = reference.n_WC, reference.sum_WC
     N_C = n_VC.sum(axis=0)
     mean_C = _over(sum_VC.sum(axis=0), N_C)
@@ -107,6 +119,8 @@ def mean_block(statistic: str, reference: Means, judged: Means) -> Block:
     observed_WC = np.where(n_WC > 0, _over(judged.sum_WC, judged.n_WC), np.nan)
     precision_WC = _over(1.0, n_WC, empty=1.0) + _over(1.0, N_C, empty=1.0)
     is_known = (n_WC >= _FEWEST_COUNTED) & (N_C >= _FEWEST_COUNTED)
+    moved_WC = np.nan_to_num(observed_WC) - mean_C
+    moved_WC = np.sign(moved_WC) * np.maximum(np.abs(moved_WC) - math.log(margin), 0.0)
     return Block(
         statistic=statistic,
         kind="mean",
@@ -114,7 +128,8 @@ def mean_block(statistic: str, reference: Means, judged: Means) -> Block:
         reference_VC=mean_VC,
         observed_WC=observed_WC,
         expected_C=mean_C,
-        root_WC=np.where(is_known, (np.nan_to_num(observed_WC) - mean_C) / np.sqrt(scale_C * precision_WC), 0.0),
+        free_C2=mean_C[:, None] + math.log(margin) * np.array([-1.0, 1.0]),
+        root_WC=np.where(is_known, moved_WC / np.sqrt(scale_C * precision_WC), 0.0),
         counts_WC=None,
         precision_WC=precision_WC,
         scale_C=scale_C,
@@ -144,6 +159,7 @@ def volume_block(reference: Mapping[str, IntArray], judged: Mapping[str, IntArra
         reference_VC=k_VC,
         observed_WC=k_WC,
         expected_C=mean_C,
+        free_C2=np.stack([mean_C, mean_C], axis=1),
         root_WC=np.sign(k_WC - mean_C) * root_WC,
         counts_WC=None,
         precision_WC=np.full(k_WC.shape, 1 + 1 / n_weeks),

@@ -16,18 +16,19 @@ import numpy as np
 from fraud.config import Config
 from fraud.decisions import Policy
 from fraud.errors import BundleError
-from fraud.events import FloatArray, IntArray
+from fraud.events import BoolArray, FloatArray, IntArray
 from fraud.instants import instant_text, instant_us
 from fraud.metrics import alerts
 from fraud.preparation import Prepared
 from fraud.tally import Layout, Rows, count_inputs, count_scores
-from fraud.tokens import Vocabulary
-from fraud.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json, week_starts
+from fraud.tokens import FIRST_ID, Vocabulary
+from fraud.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json, week_of, week_starts
 
 N_WEEKS = 12
+N_PAIRS = 160  # of types that follow each other
 # The first weeks of a log are like no other: nobody has a past yet, and users are still coming in.
 _WARM_UP_WEEKS, _FEWEST_WEEKS = 4, 6
-_SCORE_PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+_SCORE_PERCENTILES = (50, 75, 90, 95, 99)  # below the middle nobody acts on a score
 _ROWS_TOGETHER = 500_000
 
 Json = dict[str, Any]  # Any: JSON
@@ -52,11 +53,12 @@ def reference_json(
     reference: Json = {"score_percentiles": np.percentile(validation_score_V, np.arange(101)).tolist()}
     if not config.log.has_clock:
         return reference
-    layout = Layout(prepared.vocabulary, config, _score_edges(validation_score_V))
     n_events = int(prepared.report["events"])
     time_us_N = np.asarray(prepared.time_us_N[:n_events])
     until_us = min(prepared.cuts.valid_until_us, int(time_us_N.max()) + 1)
     starts_us_W = _reference_weeks(int(time_us_N.min()), until_us)
+    pairs = _frequent_pairs(prepared, week_of(time_us_N, starts_us_W) >= 0)
+    layout = Layout(prepared.vocabulary, config, pairs, _score_edges(validation_score_V))
     score_N = np.full(n_events, np.nan)
     score_N[np.flatnonzero(prepared.validates_N[:n_events])] = validation_score_V
     score_N[np.flatnonzero(prepared.tests_N[:n_events])] = test_score_T
@@ -69,6 +71,7 @@ def reference_json(
     ]
     return reference | {
         "until": instant_text(until_us),
+        "pairs": [list(pair) for pair in layout.pairs],
         "score_edges": list(layout.score_edges),
         "inputs": to_json(add_weekly(inputs for inputs, _ in parts)),
         "scores": to_json(add_weekly(scores for _, scores in parts)),
@@ -82,13 +85,17 @@ def read_reference(tree: Mapping[str, Any], vocabulary: Vocabulary, config: Conf
     """
     if not config.log.has_clock:
         raise BundleError("reference.json: the log of this bundle has no clock, so there are no weeks to compare")
-    missing = [name for name in ("until", "score_edges", "inputs", "scores") if name not in tree]
+    missing = [name for name in ("until", "pairs", "score_edges", "inputs", "scores") if name not in tree]
     if missing:
         raise BundleError(
             f"reference.json: holds no figures by week ({missing[0]!r} is missing): an older version wrote this "
             "bundle; train it anew to monitor it"
         )
-    layout = Layout(vocabulary, config, tuple(float(edge) for edge in tree["score_edges"]))
+    known = set(vocabulary.types)
+    pairs = tuple((str(a), str(b)) for a, b in tree["pairs"])
+    if not known.issuperset(name for pair in pairs for name in pair):
+        raise BundleError("reference.json: pairs: a type that is not in vocabulary.json; train the bundle anew")
+    layout = Layout(vocabulary, config, pairs, tuple(float(edge) for edge in tree["score_edges"]))
     nothing = _no_rows(layout)
     no_weeks = np.zeros(0, dtype=np.int64)
     return Reference(
@@ -103,6 +110,19 @@ def _reference_weeks(oldest_us: int, until_us: int) -> IntArray:
     all_us_W = week_starts(oldest_us, until_us)
     n_warm = min(_WARM_UP_WEEKS, max(0, len(all_us_W) - _FEWEST_WEEKS))
     return all_us_W[n_warm:][-N_WEEKS:]
+
+
+def _frequent_pairs(prepared: Prepared, is_counted_N: BoolArray) -> tuple[tuple[str, str], ...]:
+    """Return the types that most often follow each other in the weeks of the reference, the most frequent first."""
+    n_events = len(is_counted_N)
+    types, n_ids = prepared.vocabulary.types, prepared.vocabulary.field_sizes[0]
+    id_N = np.asarray(prepared.tokens_NF[:n_events, 0]).astype(np.int64)
+    follows_N = is_counted_N & (np.diff(prepared.user_N[:n_events], prepend=-1) == 0)
+    row_R = np.flatnonzero(follows_N)
+    row_R = row_R[(id_N[row_R] >= FIRST_ID) & (id_N[row_R - 1] >= FIRST_ID)]
+    pair_P, counts_P = np.unique(id_N[row_R - 1] * n_ids + id_N[row_R], return_counts=True)
+    ranked: list[int] = pair_P[np.argsort(-counts_P, kind="stable")[:N_PAIRS]].tolist()
+    return tuple((types[pair // n_ids - FIRST_ID], types[pair % n_ids - FIRST_ID]) for pair in ranked)
 
 
 def _score_weeks(time_us_E: IntArray) -> IntArray:

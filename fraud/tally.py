@@ -45,10 +45,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which cells there are: they follow from the vocabulary, the configuration and the edges between scores."""
+    """Which cells there are. pairs: types that follow each other; score_edges: between bands of the score."""
 
     vocabulary: Vocabulary
     config: Config
+    pairs: tuple[tuple[str, str], ...]
     score_edges: tuple[float, ...]
 
     @property
@@ -102,7 +103,7 @@ def count_scores(rows: Rows, layout: Layout, starts_us_W: IntArray) -> Weekly:
     n_weeks = len(starts_us_W)
     row_R = np.flatnonzero((week_N >= 0) & ~np.isnan(rows.score_N))
     bin_R = np.searchsorted(np.array(layout.score_edges), rows.score_N[row_R], side="right")
-    cells = _between(layout.score_edges, _short)
+    cells = _between(layout.score_edges, "{:.4g}".format)
     logit_R = np.log(rows.score_N[row_R]) - np.log1p(-rows.score_N[row_R])
     settled_R = np.flatnonzero((week_N >= 0) & (rows.label_N >= 0))
     shares = {
@@ -171,12 +172,10 @@ class _Tally:
     def bigrams(self, segment: str | None = None) -> Shares:
         """Return how often one type follows another: k of the events that follow the first and whose type is known."""
         place_of = {name: FIRST_ID + t for t, name in enumerate(self.layout.vocabulary.types)}
-        cells = self.layout.vocabulary.bigrams
+        cells = self.layout.pairs
         pair_C = np.array([(place_of[a], place_of[b]) for a, b in cells], dtype=np.int64).reshape(-1, 2)
         n_ids = self.layout.vocabulary.field_sizes[0]
-        cell_P = np.full(n_ids * n_ids, -1, dtype=np.int64)
-        cell_P[pair_C[:, 0] * n_ids + pair_C[:, 1]] = np.arange(len(cells))
-        cell_R = cell_P[self.previous_R * n_ids + self.type_R]
+        cell_R = _place_in(self.previous_R * n_ids + self.type_R, pair_C[:, 0] * n_ids + pair_C[:, 1])
         of_R = np.where(self.type_R >= FIRST_ID, self.previous_R, 0)
         if segment is not None:
             return self._segmented(cells, cell_R, pair_C[:, 0], of_R, segment)
@@ -227,7 +226,7 @@ class _Tally:
         edges = tuple(float(field.values[first - 1]) for first in firsts)
         if name == "amount":
             edges = tuple(float(np.sign(edge) * np.expm1(abs(edge))) for edge in edges)
-        return self.shares(_between(edges, _short), cell_R, cell_R >= 0)
+        return self.shares(_between(edges, "{:.4g}".format), cell_R, cell_R >= 0)
 
     def lengths(self) -> Shares:
         week_S, length_S = self._sessions()
@@ -277,16 +276,21 @@ def _cell_of(id_R: IntArray, n_cells: int) -> IntArray:
     return np.where((id_R >= FIRST_ID) & (id_R < FIRST_ID + n_cells), id_R - FIRST_ID, -1)
 
 
+def _place_in(code_R: IntArray, code_C: IntArray) -> IntArray:
+    """Return where each code stands among code_C, -1 where it does not."""
+    if len(code_C) == 0:
+        return np.full(len(code_R), -1, dtype=np.int64)
+    order_C = np.argsort(code_C)
+    place_R = order_C[np.minimum(np.searchsorted(code_C[order_C], code_R), len(code_C) - 1)]
+    return np.where(code_C[place_R] == code_R, place_R, -1)
+
+
 def _between(edges: tuple[float, ...], spoken: Callable[[float], str]) -> tuple[Cell, ...]:
     """Return a cell for each stretch between edges: "below 2", "2 to 5", "from 5"."""
     if not edges:
         return (("any",),)
     inner = ((f"{spoken(low)} to {spoken(high)}",) for low, high in pairwise(edges))
     return ((f"below {spoken(edges[0])}",), *inner, (f"from {spoken(edges[-1])}",))
-
-
-def _short(number: float) -> str:
-    return f"{number:.4g}"
 
 
 def _spoken_s(seconds: float) -> str:

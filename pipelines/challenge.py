@@ -20,6 +20,7 @@ from fraud.enrich import empty_carry, enrich
 from fraud.gate import Contender, Gate, Ruling, rule_on
 from fraud.instants import instant_text, instant_us
 from fraud.judging import scored_examples
+from fraud.label_guard import SourceReport, watch_sources
 from fraud.logs import Log
 from fraud.metrics import Examples, Metrics, evaluate
 from fraud.pairing import mean_score_over_base_rate_ci
@@ -123,6 +124,15 @@ def champion_learned_until(champion: Bundle) -> int:
     periods = champion.metrics.get("periods")
     said = periods["valid_until"] if isinstance(periods, dict) else champion.manifest.newest_event
     return instant_us("the champion's valid_until", str(said))
+
+
+def watched_sources(log: Log, champion: Bundle | None, *, as_of_us: int) -> tuple[SourceReport, ...]:
+    """Return a report of each source of labels; those that the champion learned from are trusted."""
+    if log.label_table is None:
+        return ()
+    periods = None if champion is None else champion.metrics.get("periods")
+    trusted_us = instant_us("the champion's as-of", str(periods["as_of"])) if isinstance(periods, dict) else None
+    return watch_sources(log.label_table, as_of_us=as_of_us, trusted_until_us=trusted_us)
 
 
 def needs_warm(config: Config, champion: Bundle) -> str | None:

@@ -297,7 +297,7 @@ def backtest(
         from fraud.errors import ConfigError
         from fraud.instants import instant_us
         from fraud.literals import duration_us
-        from pipelines.backtest import backtest as live
+        from pipelines.backtest.run import backtest as live
         from pipelines.files import only_one
 
         try:

@@ -17,7 +17,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from fraud.bundle import sync_directory
-from fraud.errors import ConfigError, FraudError
+from fraud.errors import BundleError, ConfigError, FraudError
 from pipelines.console import Screen
 from pipelines.files import only_one
 from pipelines.models import Place, place_of, registry_at
@@ -70,7 +70,9 @@ def publish(uri: str, out: Path, *, tracking_uri: str | None, every_s: float | N
     with only_one(out / _LINK):  # its lock lies in the folder: of one that is mounted, nothing beside it can be written
         _sweep(out)
         if every_s is None:
-            version = _published(registry_at(place), wanted, out, screen)
+            registry = registry_at(place)
+            version = wanted.version(registry)
+            _publish_version(registry, version, out, screen)
             return {
                 "name": wanted.name,
                 "version": version.number,
@@ -83,39 +85,47 @@ def publish(uri: str, out: Path, *, tracking_uri: str | None, every_s: float | N
 
 
 def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, ends: Event, screen: Screen) -> None:
-    """Keep the link on the alias until told to end; the same trouble is said once."""
+    """Keep the link on the alias until told to end; the same trouble is said once.
+
+    A version that is not whole in the tracker is downloaded once: what is waited for is another version.
+    """
     registry: Registry | None = None
-    last: Version | None = None
+    published: str | None = None
+    refused = set[str]()
     trouble: type[Exception] | None = None
     while not ends.is_set():
         try:
             registry = registry or registry_at(place)
-            if last is None or {wanted.version(registry).bundle, _target(out)} != {last.bundle}:
-                last = _published(registry, wanted, out, screen)
-            if trouble is not None:
-                screen.say(f"all is well again; {out / _LINK} stands on {last}")
-            trouble = None
+            version = wanted.version(registry)
+            if version.number not in refused:
+                # The link is looked at as well: whoever moves it by hand finds it moved back.
+                if published != version.bundle or published != _target(out):
+                    try:
+                        _publish_version(registry, version, out, screen)
+                    except BundleError:
+                        refused.add(version.number)
+                        raise
+                    published = version.bundle
+                if trouble is not None:
+                    screen.say(f"all is well again; {out / _LINK} stands on {version}")
+                trouble = None
         except (FraudError, OSError) as error:
             if trouble is not type(error):
-                screen.warn(
-                    f"{error}; {out / _LINK} stays on {_target(out) or 'nothing'}, tried again every {every_s:g} s"
-                )
+                screen.warn(f"{error}; {out / _LINK} stays on {_target(out) or 'nothing'}")
             trouble = type(error)
         ends.wait(every_s)
 
 
-def _published(registry: Registry, wanted: Wanted, out: Path, screen: Screen) -> Version:
-    """Return the version that is wanted, after the link has come to stand on its verified bundle."""
-    version = wanted.version(registry)
+def _publish_version(registry: Registry, version: Version, out: Path, screen: Screen) -> None:
+    """Let the link stand on the verified bundle of a version."""
     before = _target(out)
     registry.fetch(version, out)
     if before == version.bundle:
-        screen.say(f"{out / _LINK} stands on {version} of the model {wanted.name}")
+        screen.say(f"{out / _LINK} stands on {version} of the model {registry.name}")
     else:
         _point(out, version.bundle)
-        screen.say(f"{out / _LINK} now stands on {version} of the model {wanted.name}; before: {before or 'nothing'}")
+        screen.say(f"{out / _LINK} now stands on {version} of the model {registry.name}; before: {before or 'nothing'}")
     _thin_out(out, {version.bundle, before})
-    return version
 
 
 def _point(out: Path, bundle: str) -> None:

@@ -20,8 +20,8 @@ from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config
 from fraud.errors import ConfigError
 from fraud.gate import Gate, parse_gate
-from fraud.instants import as_of, instant_us
-from fraud.label_guard import SourceReport, watch_sources
+from fraud.instants import as_of
+from fraud.label_guard import SourceReport
 from fraud.logs import Log, check_usable, read_log
 from fraud.metrics import Examples
 from fraud.periods import TooFewPositives, lived, with_periods
@@ -32,6 +32,7 @@ from pipelines.challenge import (
     judge_challenger,
     make_challenger,
     needs_warm,
+    watched_sources,
     with_gate,
 )
 from pipelines.console import Screen, interval
@@ -219,13 +220,7 @@ def _watched(log: Log, config: Config, champion: Bundle | None, accepted: Sequen
     """Return the reports of the label sources, without those that somebody accepted."""
     as_of_us = as_of(config.split)
     assert as_of_us is not None  # `lived` sees to it
-    periods = None if champion is None else champion.metrics.get("periods")
-    trusted_us = instant_us("the champion's as-of", str(periods["as_of"])) if isinstance(periods, dict) else None
-    reports = (
-        ()
-        if log.label_table is None
-        else watch_sources(log.label_table, as_of_us=as_of_us, trusted_until_us=trusted_us)
-    )
+    reports = watched_sources(log, champion, as_of_us=as_of_us)
     unknown = sorted(set(accepted) - {report.source for report in reports})
     if unknown:
         known = ", ".join(report.source for report in reports) or "none (labels.source names their column)"

@@ -27,13 +27,13 @@ from fraud.metrics import N_RESAMPLES, Examples, evaluate
 from fraud.ranking import ranking_figures, user_weights
 from fraud.scoring import Scorer
 from fraud.tokens import Risk
-from pipelines.backtest import steps_between
-from pipelines.backtest_figures import figures_document, share_within_budget
-from pipelines.backtest_page import backtest_page
-from pipelines.backtest_pictures import backtest_pictures
-from pipelines.backtest_rules import is_due
-from pipelines.backtest_steps import PROMOTED, WAITED, Step, Turn, decisions_of, stamp
-from pipelines.backtest_words import difference, limits, verdict
+from pipelines.backtest.figures import figures_document, share_within_budget
+from pipelines.backtest.page import backtest_page
+from pipelines.backtest.pictures import backtest_pictures
+from pipelines.backtest.rules import is_due
+from pipelines.backtest.run import steps_between
+from pipelines.backtest.steps import PROMOTED, WAITED, Step, Turn, decisions_of, stamp
+from pipelines.backtest.words import difference, limits, verdict
 
 START_US = instant_us("start", "2026-03-30T00:00:00Z")  # a Monday
 BUDGET = 0.2

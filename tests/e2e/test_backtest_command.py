@@ -16,10 +16,10 @@ from fraud.bundle import Bundle
 from fraud.config import Config, config_to_toml, load_config
 from fraud.errors import ConfigError, FraudError
 from fraud.instants import DAY_US, instant_text, instant_us
-from pipelines import backtest_steps
-from pipelines.backtest import backtest
-from pipelines.backtest_rules import Watch, newest_alarms
-from pipelines.backtest_steps import STEPS, Turn, stamp
+from pipelines.backtest import steps as backtest_steps
+from pipelines.backtest.rules import Watch, newest_alarms
+from pipelines.backtest.run import backtest
+from pipelines.backtest.steps import STEPS, Turn, stamp
 from pipelines.challenge import make_challenger
 from pipelines.console import Screen
 from pipelines.registry import open_registry

@@ -29,7 +29,7 @@ from pathlib import Path
 import onnx, pandas, pyarrow.compute, pyarrow.csv, pyarrow.parquet, safetensors.numpy, torch, torch._dynamo
 import fraud.models.network, fraud.models.recurrent_graph, fraud.learning, fraud.logs, fraud.training
 import sklearn.ensemble
-import pipelines.backtest, pipelines.compare, pipelines.prepare, pipelines.score, pipelines.train
+import pipelines.backtest.run, pipelines.compare, pipelines.prepare, pipelines.score, pipelines.train
 from pipelines.cli import main
 
 arguments, root = json.loads(sys.argv[1]), Path(sys.argv[2])
@@ -37,7 +37,7 @@ fraud.logs.PARTITION_BYTES = int(sys.argv[3])
 pipelines.train.track = lambda *_: None  # after the bundle stands; by far the slowest part of a small training
 pipelines.compare.track = pipelines.compare.track_parent = lambda *_, **__: None
 pipelines.compare.pictures = lambda *_: []  # most of the time of a small comparison
-pipelines.backtest.backtest_pictures = lambda *_: []  # likewise
+pipelines.backtest.run.backtest_pictures = lambda *_: []  # likewise
 read_fit = pipelines.compare.read_fit
 pipelines.compare.read_fit = lambda job: read_fit(job)._replace(fit_s=1.0)  # all else must be the same
 seed, n_times, n_names = json.loads(sys.argv[4])
@@ -181,7 +181,6 @@ def test_a_comparison_killed_anywhere_and_resumed_gives_the_same_bytes(trained: 
     assert any(".comparison.work/fits/boosting-0/fit/fit.json" in point["after"] for point in report["points"])
 
 
-@pytest.mark.slow  # two trainings a run
 def test_a_backtest_killed_anywhere_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
     simulate(tmp_path / "log", users=100, days=75, seed=3, fraud_rate=0.1)
     arguments = ["backtest", str(tmp_path / "log" / "config.toml"), "-o", "OUT/backtest", "--rules", "never,weekly"]

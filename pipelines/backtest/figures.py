@@ -22,7 +22,7 @@ from fraud.events import BoolArray, FloatArray, IntArray
 from fraud.metrics import N_RESAMPLES, Examples, average_precision
 from fraud.ranking import LabelArray, n_within_budget, percentile_interval
 from fraud.resamples import Resampled, resampled_figures, resampled_totals
-from pipelines.backtest_steps import PROMOTED, REFUSED, Step, Turn, read_turns
+from pipelines.backtest.steps import PROMOTED, REFUSED, Step, Turn, read_turns
 
 Json = dict[str, Any]  # Any: JSON
 

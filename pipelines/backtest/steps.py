@@ -17,22 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fraud.bundle import Bundle, load_bundle
+from fraud.bundle import load_bundle
 from fraud.chunks import Chunk, chunks, labelled
 from fraud.config import Config, SplitConfig
 from fraud.decisions import DECISIONS
 from fraud.errors import DataError
 from fraud.gate import Gate
 from fraud.instants import instant_text, instant_us
-from fraud.label_guard import watch_sources
 from fraud.logs import Log, read_log
 from fraud.parallel import in_order
 from fraud.periods import TooFewPositives, lived, with_periods
 from fraud.scoring import Scorer, decided, risk_of
 from fraud.splits import Cuts, supervise
 from fraud.tables import tables_of
-from pipelines.backtest_rules import ALARM, Watch, is_due
-from pipelines.challenge import challenge_periods, judge_challenger, make_challenger
+from pipelines.backtest.rules import ALARM, Watch, is_due
+from pipelines.challenge import challenge_periods, judge_challenger, make_challenger, watched_sources
 from pipelines.console import Screen
 from pipelines.files import written_whole
 from pipelines.train import discard
@@ -181,8 +180,9 @@ def _challenge(backtest: Backtest, step: Step, log: Log, config: Config, champio
     """Return what `fraud retrain` would have said at the start of a step, with this champion."""
     old = None if champion is None else load_bundle(backtest.bundle_made(champion))
     log, config = lived(log, config)
-    if held := _held_back(log, step, old):
-        return _without_challenger("labels_held_back", held, champion)
+    held = [report.text for report in watched_sources(log, old, as_of_us=step.at_us) if report.is_held_back]
+    if held:  # nobody is there to accept them
+        return _without_challenger("labels_held_back", "; ".join(held), champion)
     try:
         config = with_periods(config, challenge_periods(log, config, old))
     except TooFewPositives as error:
@@ -202,16 +202,6 @@ def _without_challenger(reason: str, text: str, champion: str | None) -> Outcome
     if champion is None:
         raise DataError(f"--from is too early for a first model: {text}")
     return Outcome(REFUSED, reason, text, None, [])
-
-
-def _held_back(log: Log, step: Step, champion: Bundle | None) -> str:
-    """Return what is said of the sources of labels that are held back; nobody is there to accept them."""
-    if log.label_table is None:
-        return ""
-    periods = None if champion is None else champion.metrics.get("periods")
-    trusted_us = instant_us("the champion's as-of", str(periods["as_of"])) if isinstance(periods, dict) else None
-    reports = watch_sources(log.label_table, as_of_us=step.at_us, trusted_until_us=trusted_us)
-    return "; ".join(report.text for report in reports if report.is_held_back)
 
 
 class Decisions(NamedTuple):

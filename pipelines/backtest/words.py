@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fraud.instants import DAY_US, instant_us
-from pipelines.backtest_rules import NEVER, SPOKEN
+from pipelines.backtest.rules import NEVER, SPOKEN
 
 Json = Mapping[str, Any]  # Any: JSON
 _FEW_FRAUDS = 30  # in all: below, intervals are wider than any rule's worth

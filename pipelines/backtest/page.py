@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.backtest_rules import SPOKEN
-from pipelines.backtest_steps import WAITED
-from pipelines.backtest_words import base_rule, difference, money, spoken_step
+from pipelines.backtest.rules import SPOKEN
+from pipelines.backtest.steps import WAITED
+from pipelines.backtest.words import base_rule, difference, money, spoken_step
 from pipelines.console import interval
 from pipelines.drawing import Picture
 from pipelines.pages import figures, listed, page, table, terms

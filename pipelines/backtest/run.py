@@ -26,11 +26,11 @@ from fraud.literals import duration_text
 from fraud.logs import check_usable, read_log
 from fraud.periods import lived
 from fraud.readers import log_files
-from pipelines.backtest_figures import figures_document
-from pipelines.backtest_page import backtest_page
-from pipelines.backtest_pictures import backtest_pictures
-from pipelines.backtest_rules import Watch, check_rules, newest_alarms
-from pipelines.backtest_steps import (
+from pipelines.backtest.figures import figures_document
+from pipelines.backtest.page import backtest_page
+from pipelines.backtest.pictures import backtest_pictures
+from pipelines.backtest.rules import Watch, check_rules, newest_alarms
+from pipelines.backtest.steps import (
     CHALLENGERS,
     STEPS,
     WAITED,
@@ -40,7 +40,7 @@ from pipelines.backtest_steps import (
     live_step,
     read_turns,
 )
-from pipelines.backtest_words import limits, money, verdict
+from pipelines.backtest.words import limits, money, verdict
 from pipelines.console import Screen, interval
 from pipelines.files import check_output, directory_written_whole, written_whole
 

@@ -7,8 +7,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from fraud.instants import DAY_US, instant_us
-from pipelines.backtest_rules import ALARM, MONTHLY, NEVER, SPOKEN, WEEKLY
-from pipelines.backtest_steps import PROMOTED, REFUSED
+from pipelines.backtest.rules import ALARM, MONTHLY, NEVER, SPOKEN, WEEKLY
+from pipelines.backtest.steps import PROMOTED, REFUSED
 from pipelines.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Picture, edge, picture
 
 if TYPE_CHECKING:
