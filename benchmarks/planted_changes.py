@@ -159,9 +159,9 @@ def lost(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
 
 
 def another_channel(events: pa.Table, rng: np.random.Generator, size: float) -> pa.Table:
-    """Return events of which 5 % of those on mobile are on the web in its place."""
+    """Return events of which 10 % of those on mobile are on the web in its place."""
     chosen_N = pc.equal(events["channel"], "mobile").fill_null(False).to_numpy()
-    chosen_N &= rng.random(len(events)) < 0.05 * size
+    chosen_N &= rng.random(len(events)) < 0.1 * size
     return _with(events, "channel", pc.if_else(pa.array(chosen_N), "web", events["channel"]))
 
 
@@ -185,5 +185,5 @@ CHANGES = (
     Change("1 % of events sent twice", ("gap", "bigram"), sent_twice),
     Change("times two hours late", ("hour",), another_zone),
     Change("15 % of the users lost", ("volume",), lost),
-    Change("5 % of mobile events on the web", ("value:channel",), another_channel),
+    Change("10 % of mobile events on the web", ("value:channel",), another_channel),
 )

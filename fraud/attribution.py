@@ -104,7 +104,6 @@ def _told(name: str, runs: list[Run], observed: Observed) -> list[Sentence]:
 def _cell_text(statistic: str, field: str, run: Run, observed: Observed) -> str:
     series = run.series
     now, before = float(series.observed_W[run.worst]), series.expected
-    shares = f"({_percent(now)}, {_percent(before)} before)"
     cell = series.cell
     match statistic, series.kind:
         case "unknown", _:
@@ -115,20 +114,19 @@ def _cell_text(statistic: str, field: str, run: Run, observed: Observed) -> str:
         case "value", _:
             return f"`{field}` is `{cell[0]}` in {_percent(now)} of events, {_percent(before)} before"
         case "type", _:
-            return f"`{cell[0]}` is {_times(now, before)} as frequent {shares}{_mostly('type', run, observed)}"
+            return f"`{cell[0]}` {_often(now, before)}{_mostly('type', run, observed)}"
         case "bigram", _:
-            often = f"`{cell[1]}` follows `{cell[0]}` {_times(now, before)} as often {shares}"
-            return often + _mostly("bigram", run, observed)
+            return _follows(cell[0], cell[1], now, before) + _mostly("bigram", run, observed)
         case "bucket", _:
-            return f"`{field}` {cell[0]} is {_times(now, before)} as frequent {shares}"
+            return f"`{field}` {cell[0]} {_often(now, before)}"
         case "gap", "mean":
             return f"pauses inside sessions are {_ratio(2.0 ** (now - before))} as long"
         case "gap", _:
-            return f"pauses of {cell[0]} are {_times(now, before)} as frequent {shares}"
+            return f"a pause of {cell[0]} {_often(now, before)}"
         case "session_length", "mean":
             return f"sessions hold {_ratio(float(np.exp(now - before)))} as many events"
         case "session_length", _:
-            return f"sessions of {cell[0]} are {_times(now, before)} as frequent {shares}"
+            return f"a session of {cell[0]} {_often(now, before)}"
         case "hour", _:
             return f"{cell[0]} holds {_percent(now)} of events, {_percent(before)} before"
         case "volume", _:
@@ -137,7 +135,7 @@ def _cell_text(statistic: str, field: str, run: Run, observed: Observed) -> str:
             direction = "higher" if now > before else "lower"
             return f"scores are {direction}: the odds of fraud are {_ratio(float(np.exp(now - before)))} what they were"
         case "score", _:
-            return f"scores {cell[0]} are {_times(now, before)} as frequent {shares}"
+            return f"a score {cell[0]} {_often(now, before)}"
         case "alert", _:
             return f"{_percent(now)} of what is scored is alerted, {_percent(before)} before"
         case "fraud", _:
@@ -248,8 +246,22 @@ def _where(excess_V: FloatArray, usual_V: FloatArray) -> int | None:
     return place if is_most else None
 
 
-def _times(now: float, before: float) -> str:
-    return _ratio(now / before) if before > 0 else "for the first time"
+def _often(now: float, before: float) -> str:
+    """Return "is 3x as frequent (30 %, 10 % before)"."""
+    if before == 0:
+        return f"is there for the first time ({_percent(now)})"
+    if now == 0:
+        return f"is gone ({_percent(before)} before)"
+    return f"is {_ratio(now / before)} as frequent ({_percent(now)}, {_percent(before)} before)"
+
+
+def _follows(first: str, then: str, now: float, before: float) -> str:
+    if before == 0:
+        return f"`{then}` follows `{first}` for the first time ({_percent(now)})"
+    if now == 0:
+        return f"`{then}` no longer follows `{first}` ({_percent(before)} before)"
+    often = f"{_ratio(now / before)} as often ({_percent(now)}, {_percent(before)} before)"
+    return f"`{then}` follows `{first}` {often}"
 
 
 def _ratio(ratio: float) -> str:

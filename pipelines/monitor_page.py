@@ -123,8 +123,8 @@ def _card(alarm: Alarm, watched: Watched, names: Iterator[str], *, is_standing: 
     state = "still so" if is_standing else f"not seen after {_day(alarm.last_us)}"
     lines = "".join(f"<li>{_marked(sentence)}</li>" for sentence in alarm.said[1:])
     return (
-        f'<section class="alarm{"" if is_standing else " over"}"><h3>{_marked(alarm.said[0][:1].upper())}'
-        f"{_marked(alarm.said[0][1:])}</h3>"
+        f'<section class="alarm{"" if is_standing else " over"}">'
+        f"<h3>{_marked(alarm.said[0][:1].upper() + alarm.said[0][1:])}</h3>"
         f"<p>Since {_day(alarm.onset_us)}, seen first in the week that ended on {_day(alarm.found_us)}; {state}.</p>"
         + (f"<ul>{lines}</ul>" if len(alarm.said) > 1 else "")
         + _figures([series_picture(watched, one, next(names)) for one in alarm.pictured[:_PICTURES_AN_ALARM]])

@@ -17,7 +17,7 @@ from fraud.bundle import sync_directory
 from fraud.errors import BundleError, ConfigError
 from fraud.manifest import VERSION_DIGITS
 from pipelines.files import replace_directory
-from pipelines.mlflow_client import SQLITE, alone, answered, client_of, download, found
+from pipelines.mlflow_client import SQLITE, alone, answered, asked_once, client_of, download, found
 from pipelines.pyfunc import BUNDLE
 from pipelines.transitions import (
     BEFORE,
@@ -125,7 +125,7 @@ class Registry:
         version = self.of_bundle(facts[BUNDLE_TAG])
         if version is not None:
             return version
-        with answered(self.uri):
+        with answered(self.uri), asked_once():
             model = self._logged_model(run_id, facts[BUNDLE_TAG])
             self._make_model()
             # A version comes with its tags, or not at all. Its source is the place of the files, not "models:/ID": that

@@ -245,6 +245,8 @@ def shown(statistic: str, cell: tuple[str, ...], now: float, before: float, *, k
             shown("bigram", ("receive_transfer", "withdraw"), 0.3, 0.1),
             "`withdraw` follows `receive_transfer` 3x as often (30 %, 10 % before)",
         ),
+        (shown("bigram", ("login", "withdraw"), 0.02, 0.0), "`withdraw` follows `login` for the first time (2 %)"),
+        (shown("type", ("withdraw",), 0.0, 0.02), "`withdraw` is gone (2 % before)"),
         (
             shown("null", ("amount", "pay_bill"), 0.02, 0.0),
             "`amount` of `pay_bill` is missing in 2 % of events, 0 % before",
