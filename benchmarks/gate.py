@@ -9,7 +9,7 @@ pairs (.016 and .020; .023 and .029). A pair is judged as `fraud retrain` judges
 hold so many frauds, and the challenger is promoted if every clause of the gate passes.
 
 Printed beside the count: the power worked out on paper, normal theory with the standard errors that the intervals
-imply. A gate's clauses must be FIGURE >= champion - MARGIN, of figures of ranking. Fifteen minutes on one core.
+imply. A gate's clauses must be FIGURE >= champion - MARGIN, of figures of ranking. Twelve minutes on one core.
 """
 
 from __future__ import annotations

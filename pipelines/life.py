@@ -134,7 +134,7 @@ def diff(
         from tempfile import TemporaryDirectory
 
         from fraud.config import load_config
-        from pipelines.diff import diff_bundles
+        from pipelines.diff.run import diff_bundles
         from pipelines.models import bundle_at, place_of
 
         chosen = load_config(config, overrides or ())

@@ -16,10 +16,10 @@ from fraud.decisions import DECISIONS, Policy, decide
 from fraud.events import Text
 from fraud.metrics import Examples, evaluate
 from fraud.segments import MIN_EVENTS, Column, Order, bands, clear_from, difference_z, orders, segments
-from pipelines.diff_page import diff_page
-from pipelines.diff_report import Affected, Diff, Event, Named
-from pipelines.event_columns import event_columns
-from pipelines.side_by_side import N_BEFORE, Facts
+from pipelines.diff.event_columns import event_columns
+from pipelines.diff.page import diff_page
+from pipelines.diff.report import Affected, Diff, Event, Named
+from pipelines.diff.side_by_side import N_BEFORE, Facts
 from tests.commands import ROOT, SMALL_CONFIG
 
 CONFIG = parse_config(SMALL_CONFIG, source="a test", root=ROOT)

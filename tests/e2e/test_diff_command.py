@@ -16,7 +16,7 @@ from fraud.config import Config, config_to_toml, load_config
 from fraud.decisions import DECISIONS
 from fraud.judging import train
 from fraud.logs import read_log
-from pipelines.side_by_side import N_BEFORE, Period, side_by_side
+from pipelines.diff.side_by_side import N_BEFORE, Period, side_by_side
 from tests.commands import Ended, call_fraud, refused
 from tests.registered import NAME, registered
 from tests.trained import Trained, trained_bundles

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from pipelines.diff_report import Diff, signed
-from pipelines.diff_tables import (
+from pipelines.diff.report import Diff, signed
+from pipelines.diff.tables import (
     Table,
     matrix_table,
     named,

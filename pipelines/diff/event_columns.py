@@ -12,7 +12,7 @@ from fraud.changes import Sides
 from fraud.config import Config
 from fraud.events import FloatArray, IntArray, Text
 from fraud.segments import Column, bands
-from pipelines.side_by_side import N_BEFORE, Facts
+from pipelines.diff.side_by_side import N_BEFORE, Facts
 
 IN_EVENTS_BEFORE = f"among the {N_BEFORE} events before"
 _MAX_NAMES = 50  # values of one field, the most frequent; the others are one segment

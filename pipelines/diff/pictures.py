@@ -13,9 +13,9 @@ import numpy as np
 from fraud.bundle import Bundle
 from fraud.events import FloatArray
 from fraud.segments import Order, Segment
-from pipelines.diff_report import Diff, times
+from pipelines.diff.report import Diff, times
+from pipelines.diff.side_by_side import SideBySide
 from pipelines.drawing import BLUE, GREEN, GREY, ORANGE, Picture, edge, picture
-from pipelines.side_by_side import SideBySide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

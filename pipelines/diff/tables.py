@@ -10,7 +10,7 @@ from rich.markup import escape
 from fraud.decisions import DECISIONS
 from fraud.segments import Order, Segment
 from pipelines.console import Screen
-from pipelines.diff_report import N_SHOWN, Affected, Diff, times
+from pipelines.diff.report import N_SHOWN, Affected, Diff, times
 
 _SHOWN_USERS = 5
 

@@ -23,14 +23,14 @@ from fraud.logs import Log, check_usable, read_log
 from fraud.segments import orders, segments
 from fraud.splits import END_OF_TIME_US, time_cuts
 from pipelines.console import Screen
-from pipelines.diff_page import diff_page
-from pipelines.diff_pictures import diff_pictures
-from pipelines.diff_report import Affected, Diff, Event, Named
-from pipelines.diff_tables import show
-from pipelines.event_columns import event_columns
+from pipelines.diff.event_columns import event_columns
+from pipelines.diff.page import diff_page
+from pipelines.diff.pictures import diff_pictures
+from pipelines.diff.report import Affected, Diff, Event, Named
+from pipelines.diff.side_by_side import N_BEFORE, Period, SideBySide, side_by_side
+from pipelines.diff.tables import show
 from pipelines.files import check_new, written_whole
 from pipelines.score import warn_without_labels
-from pipelines.side_by_side import N_BEFORE, Period, SideBySide, side_by_side
 
 Json = dict[str, Any]  # Any: JSON
 _MAX_USERS = 50  # listed for each direction
