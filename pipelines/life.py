@@ -272,7 +272,7 @@ def monitor(
             screen=screen,
         )
 
-    if run(work, as_json=as_json)["alarms"]:
+    if run(work, as_json=as_json)["standing"]:
         raise typer.Exit(EXIT_ALARM)
 
 
