@@ -28,11 +28,11 @@ from fraud.config import Config, load_config
 from fraud.instants import instant_us
 from fraud.judging import train
 from fraud.logs import read_log
-from fraud.weekly import WEEK_US
+from fraud.monitoring.weekly import WEEK_US
 from pipelines.console import Screen
-from pipelines.monitor import watch
+from pipelines.monitor.run import watch
+from pipelines.monitor.watched import Watched
 from pipelines.simulate import simulate
-from pipelines.watched import Watched
 
 USERS, WEEKS = 2_000, 33
 _SPLIT = (

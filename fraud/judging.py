@@ -26,8 +26,8 @@ from fraud.instants import instant_text
 from fraud.learning import FittedModel, fit_model
 from fraud.logs import Log
 from fraud.metrics import Examples, Metrics, average_precision, evaluate
+from fraud.monitoring.reference import reference_json
 from fraud.preparation import Prepared, Progress, prepare
-from fraud.reference import reference_json
 from fraud.scoring import Scorer, risk_of
 from fraud.splits import END_OF_TIME_US, supervise, time_cuts
 from fraud.tables import tables_of

@@ -255,7 +255,7 @@ def monitor(
     def work(screen: Screen) -> Mapping[str, Any]:
         from fraud.config import load_config
         from fraud.errors import ConfigError
-        from pipelines.monitor import monitor as look
+        from pipelines.monitor.run import monitor as look
 
         if overrides and config is None:
             raise ConfigError("--set changes a configuration; it needs --config")

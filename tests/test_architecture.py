@@ -32,8 +32,9 @@ FLOW = (
     "calibration", "decisions",
     "verdicts", "runtime", "scoring", "explain", "reasons", "rows", "carry_pool", "steps", "exact", "live",
     "gradients", "arrays", "chunks", "periods", "padding", "chunk_arrays", "preparation", "tables",
-    "weekly", "tally", "tails", "dispersion", "deviances", "drift", "outcomes", "reference", "alarms", "attribution",
-    "figures",
+    "monitoring", "monitoring.weekly", "monitoring.tally", "monitoring.tails", "monitoring.dispersion",
+    "monitoring.deviances", "monitoring.drift", "monitoring.outcomes", "monitoring.reference", "monitoring.alarms",
+    "monitoring.attribution", "monitoring.figures",
     "golden", "manifest", "bundle", "learning", "judging",
     "histories", "ablation", "lineup", "comparison", "changes", "segments",
 )  # fmt: skip

@@ -21,13 +21,13 @@ from fraud.errors import BundleError, ConfigError, DataError
 from fraud.instants import DAY_US
 from fraud.judging import train
 from fraud.logs import read_log
-from fraud.reference import read_reference
+from fraud.monitoring.reference import read_reference
+from fraud.monitoring.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json
 from fraud.tokens import Vocabulary
-from fraud.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json
 from pipelines.console import Screen
-from pipelines.monitor import monitor, watch
+from pipelines.monitor.run import monitor, watch
+from pipelines.monitor.watched_log import count_log
 from pipelines.simulate import simulate
-from pipelines.watched_log import count_log
 
 QUIET = Screen(as_json=True)
 Edit = Callable[[pa.Table, np.ndarray], pa.Table]

@@ -12,7 +12,7 @@ from yearly.lived import LivedWeek, as_of_week, bundle_of
 
 from pipelines.console import Screen
 from pipelines.files import written_whole
-from pipelines.monitor import watch
+from pipelines.monitor.run import watch
 
 
 class WatchedWeek(NamedTuple):

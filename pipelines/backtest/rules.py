@@ -9,9 +9,9 @@ from typing import Protocol
 from fraud.bundle import Bundle
 from fraud.config import Config
 from fraud.errors import ConfigError
-from fraud.weekly import WEEK_US
+from fraud.monitoring.weekly import WEEK_US
 from pipelines.console import Screen
-from pipelines.monitor import watch
+from pipelines.monitor.run import watch
 
 NEVER, WEEKLY, MONTHLY, ALARM = "never", "weekly", "monthly", "alarm"
 SPOKEN = {

@@ -16,3 +16,5 @@ def minimize(
     bounds: Sequence[tuple[float | None, float | None]],
     options: Mapping[str, float],
 ) -> OptimizeResult: ...
+
+brentq: Any

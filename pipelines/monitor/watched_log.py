@@ -18,15 +18,15 @@ from fraud.fields import text_columns
 from fraud.labels import no_labels
 from fraud.logs import Log
 from fraud.metrics import alerts
-from fraud.outcomes import Outcomes
+from fraud.monitoring.outcomes import Outcomes
+from fraud.monitoring.reference import Reference
+from fraud.monitoring.tally import Rows, count_inputs, count_scores
+from fraud.monitoring.weekly import Weekly, add_weekly, week_of
 from fraud.parallel import in_order
-from fraud.reference import Reference
 from fraud.scoring import Scorer, risk_of
 from fraud.splits import END_OF_TIME_US, Cuts, supervise
 from fraud.tables import tables_of
-from fraud.tally import Rows, count_inputs, count_scores
 from fraud.tokens import UNKNOWN_ID, TokenArray, encode
-from fraud.weekly import Weekly, add_weekly, week_of
 from pipelines.console import Screen
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fraud.drift import Series
 from fraud.events import FloatArray
+from fraud.monitoring.drift import Series
 
 
 def figure_name(series: Series) -> str:

@@ -1,7 +1,7 @@
 """How a log is counted by week: the encoded events of training and of a log that is watched, by one function.
 
 That what training saw and what a monitor sees are told apart by the same ids makes their counts comparable. Nothing
-here is judged: `fraud.drift` does that.
+here is judged: `drift` does that. Over 300 lines because every figure is counted in one place.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ import numpy.typing as npt
 
 from fraud.config import Config
 from fraud.events import BoolArray, FloatArray, IntArray
+from fraud.monitoring.weekly import (
+    Cell,
+    Means,
+    Shares,
+    Weekly,
+    beside,
+    counts_by_week,
+    means_by_week,
+    shares_by_week,
+    week_of,
+)
 from fraud.tokens import FIRST_ID, NONE_ID, UNKNOWN_ID, TokenArray, Vocabulary
-from fraud.weekly import Cell, Means, Shares, Weekly, beside, counts_by_week, means_by_week, shares_by_week, week_of
 
 N_TYPES, N_VALUES, N_SEGMENTS, N_SEGMENTED = 64, 32, 8, 4
 OTHER = "other"

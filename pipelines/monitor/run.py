@@ -1,7 +1,7 @@
 """`fraud monitor`: what has changed in a log since a bundle was trained, and how the bundle does where labels are in.
 
 A week is looked at as it would have been when it ended; a change that lasts is one alarm. The statistics are
-`fraud.drift`, the words `fraud.attribution`; here a log is read, scored and counted.
+`fraud.monitoring.drift`, the words `fraud.monitoring.attribution`; here a log is read, scored and counted.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fraud.alarms import Change, Run, changes
-from fraud.attribution import Observed, headline, run_text, sentences
 from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config, SplitConfig, state_hash
-from fraud.drift import Series, judge_weeks
 from fraud.errors import ConfigError, DataError
 from fraud.events import IntArray
 from fraud.instants import as_of, instant_text, instant_us
 from fraud.logs import check_usable, read_log
-from fraud.outcomes import outcome_series
-from fraud.reference import read_reference
-from fraud.weekly import WEEK_US, week_starts
+from fraud.monitoring.alarms import Change, Run, changes
+from fraud.monitoring.attribution import Observed, headline, run_text, sentences
+from fraud.monitoring.drift import Series, judge_weeks
+from fraud.monitoring.outcomes import outcome_series
+from fraud.monitoring.reference import read_reference
+from fraud.monitoring.weekly import WEEK_US, week_starts
 from pipelines.console import Screen
 from pipelines.files import check_new, written_whole
+from pipelines.monitor.watched import Alarm, Finding, Watched
+from pipelines.monitor.watched_log import count_log
 from pipelines.score import log_config, warn_without_labels
-from pipelines.watched import Alarm, Finding, Watched
-from pipelines.watched_log import count_log
 
 Json = dict[str, Any]  # Any: JSON
 FALSE_ALARMS = 0.02
@@ -171,13 +171,13 @@ def monitor(
     )
     document = watched.to_json() | {"model_version": loaded.version, "false_alarms": false_alarms}
     if html is not None:
-        from pipelines.monitor_page import monitor_page
+        from pipelines.monitor.page import monitor_page
 
         with written_whole(html) as aside:
             aside.write_text(monitor_page(watched, loaded.version, false_alarms=false_alarms), encoding="utf-8")
         document["html"] = str(html)
     if prometheus is not None:
-        from pipelines.monitor_metrics import write_metrics
+        from pipelines.monitor.metrics import write_metrics
 
         write_metrics(watched, loaded.version, prometheus)
         document["prometheus"] = str(prometheus)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fraud.drift import Series
 from fraud.events import IntArray
-from fraud.figures import figure_name, in_own_unit
-from fraud.weekly import WEEK_US
+from fraud.monitoring.drift import Series
+from fraud.monitoring.figures import figure_name, in_own_unit
+from fraud.monitoring.weekly import WEEK_US
 from pipelines.drawing import BLUE, GREY, ORANGE, Picture, edge, picture
-from pipelines.watched import Watched
+from pipelines.monitor.watched import Watched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """What a bundle keeps of the time it was trained on, for what comes later to be held against.
 
-The percentiles of the score, and figures by week (`fraud.tally`): of the inputs over the newest whole weeks before the
+The percentiles of the score, and figures by week (`tally`): of the inputs over the newest whole weeks before the
 end of validation, of the scores over the weeks that no model was fitted on. They are counted from the prepared set, so
 a bundle costs no second look at the log.
 """
@@ -19,10 +19,10 @@ from fraud.errors import BundleError
 from fraud.events import BoolArray, FloatArray, IntArray
 from fraud.instants import instant_text, instant_us
 from fraud.metrics import alerts
+from fraud.monitoring.tally import Layout, Rows, count_inputs, count_scores
+from fraud.monitoring.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json, week_of, week_starts
 from fraud.preparation import Prepared
-from fraud.tally import Layout, Rows, count_inputs, count_scores
 from fraud.tokens import FIRST_ID, Vocabulary
-from fraud.weekly import WEEK_US, Weekly, add_weekly, from_json, to_json, week_of, week_starts
 
 N_WEEKS = 12
 N_PAIRS = 160  # of types that follow each other

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fraud.drift import Series
+from fraud.monitoring.drift import Series
 
 _ALREADY = 0.01  # p of an earlier week, or of earlier weeks together, that counts as the change having begun
 _ALREADY_SPREADS = 2.58  # the same of a normal distribution

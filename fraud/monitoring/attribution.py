@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fraud.alarms import Change, Run
 from fraud.events import FloatArray, IntArray
-from fraud.weekly import WEEK_US, Weekly
+from fraud.monitoring.alarms import Change, Run
+from fraud.monitoring.weekly import WEEK_US, Weekly
 
 _UNITS = (10.0, 60.0, 100.0, 1000.0)
 _NEAR_A_UNIT = 0.15

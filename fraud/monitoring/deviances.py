@@ -1,7 +1,7 @@
 """How far weeks lie off a reference, as deviances: of shares, of means and of volumes, each in its own way.
 
 A deviance is twice the log likelihood that is lost by taking two things for the same (McCullagh and Nelder 1989,
-Generalized linear models, 2.3). Dispersion is not divided out here: how much weeks differ anyway is `fraud.dispersion`.
+Generalized linear models, 2.3). Dispersion is not divided out here: how much weeks differ anyway is `dispersion`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fraud.events import BoolArray, FloatArray, IntArray
-from fraud.weekly import Cell, Means, Shares
+from fraud.monitoring.weekly import Cell, Means, Shares
 
 Kind = Literal["share", "mean", "volume"]
 _FEWEST_COUNTED = 5.0  # of a cell whose variance is believed

@@ -13,12 +13,12 @@ from itertools import count
 
 import numpy as np
 
-from fraud.drift import Series
-from fraud.figures import figure_name
-from fraud.weekly import WEEK_US
+from fraud.monitoring.drift import Series
+from fraud.monitoring.figures import figure_name
+from fraud.monitoring.weekly import WEEK_US
 from pipelines.drawing import Picture
-from pipelines.monitor_pictures import series_picture
-from pipelines.watched import Alarm, Watched
+from pipelines.monitor.pictures import series_picture
+from pipelines.monitor.watched import Alarm, Watched
 
 _PICTURES_AN_ALARM = 3
 _STYLE = """

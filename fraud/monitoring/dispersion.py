@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fraud.events import BoolArray, FloatArray
-from fraud.tails import digamma, trigamma, trigamma_inverse
+from fraud.monitoring.tails import digamma, trigamma, trigamma_inverse
 
 _FEWEST = 3
 _MOST_DF = 60.0  # however alike the cells are, a dozen weeks are no proof of it
@@ -42,10 +42,11 @@ def prior_of(variance_G: FloatArray, df_G: FloatArray) -> Prior:
     fence = float(high + _FENCE * max(high - low, 0.1))
     kept_G = log_G <= fence
     df_G = df_G[kept_G]
-    e_G = log_G[kept_G] - np.array([digamma(d / 2) - math.log(d / 2) for d in df_G.tolist()])
-    excess = float(e_G.var(ddof=1) - np.mean([trigamma(d / 2) for d in df_G.tolist()]))
+    e_G = log_G[kept_G] - (digamma(df_G / 2) - np.log(df_G / 2))
+    excess = float(e_G.var(ddof=1) - trigamma(df_G / 2).mean())
     df = min(_MOST_DF, 2 * trigamma_inverse(excess)) if excess > _SMALLEST else _MOST_DF
-    return Prior(math.exp(float(e_G.mean()) + digamma(df / 2) - math.log(df / 2)), df, math.exp(fence))
+    log_bias = float(digamma(np.array([df / 2]))[0]) - math.log(df / 2)
+    return Prior(math.exp(float(e_G.mean()) + log_bias), df, math.exp(fence))
 
 
 def moderated(

@@ -1,7 +1,7 @@
 """Figures of a log by week, and as JSON: what a bundle keeps of its reference, and what a monitor holds against it.
 
-Every figure is a sum over users: a log read in parts gives what the whole gives. What is counted is `fraud.tally`, what
-it means is `fraud.drift`.
+Every figure is a sum over users: a log read in parts gives what the whole gives. What is counted is `tally`, what
+it means is `drift`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fraud.weekly import WEEK_US
+from fraud.monitoring.weekly import WEEK_US
 from pipelines.files import written_whole
-from pipelines.watched import Watched
+from pipelines.monitor.watched import Watched
 
 _PREFIX = "fraud_monitor"
 _HELP = {

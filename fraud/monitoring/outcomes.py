@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fraud.drift import Series
 from fraud.events import BoolArray, FloatArray, IntArray
+from fraud.monitoring.drift import Series
+from fraud.monitoring.tails import t_beyond, two_sided_t
 from fraud.ranking import LabelArray, ranking_figures, resampled_ranking_figures
-from fraud.tails import t_beyond, two_sided_t
 
 N_TOGETHER = 4
 _FEWEST_FRAUDS = 10

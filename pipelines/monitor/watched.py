@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fraud.drift import Judged, Series
 from fraud.events import IntArray
 from fraud.instants import instant_text
-from fraud.reference import Reference
-from fraud.weekly import WEEK_US, Weekly
+from fraud.monitoring.drift import Judged, Series
+from fraud.monitoring.reference import Reference
+from fraud.monitoring.weekly import WEEK_US, Weekly
 
 Json = dict[str, Any]  # Any: JSON
 

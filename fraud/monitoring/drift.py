@@ -8,7 +8,7 @@ quasi-likelihood with shrunken dispersion estimates):
   binomial (mean: of independent values, volume: of the Poisson) the weeks differ by. Users come in clusters and weeks
   have their moods, so it is 1 in no real log.
 - *Moderation.* A dozen weeks say little about one variance but much about those of all cells of a statistic: s2 is
-  shrunk towards their common value s0 (`fraud.dispersion`): (d0 s0 + d s2) / (d0 + d), with d0 + d degrees of freedom.
+  shrunk towards their common value s0 (`dispersion`): (d0 s0 + d s2) / (d0 + d), with d0 + d degrees of freedom.
   It never counts as below 1.
 - *Test.* The signed root of the deviance between the week and the reference, over the root of the dispersion, is a t
   of d0 + d degrees of freedom. Where counts are small that is too sure, so the exact conditional test of two rates
@@ -19,7 +19,7 @@ quasi-likelihood with shrunken dispersion estimates):
 - *Many tests.* Holm's step-down (1979) over all cells of a week: with `level` = 0.02, two quiet weeks in a hundred
   raise an alarm, however many figures there are.
 
-Nothing here knows what a figure means; words are `fraud.attribution`.
+Nothing here knows what a figure means; words are `attribution`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fraud.deviances import Block, Counts, Kind, mean_block, share_block, volume_block
-from fraud.dispersion import Prior, moderated, prior_of
 from fraud.events import BoolArray, FloatArray
-from fraud.tails import beta_below, t_beyond, two_sided_t
-from fraud.weekly import Cell, Weekly
+from fraud.monitoring.deviances import Block, Counts, Kind, mean_block, share_block, volume_block
+from fraud.monitoring.dispersion import Prior, moderated, prior_of
+from fraud.monitoring.tails import beta_below, t_beyond, two_sided_t
+from fraud.monitoring.weekly import Cell, Weekly
 
 # How far figures wander that a reference of a few weeks cannot show: scores follow the length of users' pasts. Without
 # any change the typical odds of five simulated banks moved by up to 1.08x in 16 weeks, the share of a band by 1.2x.

@@ -1,0 +1,7 @@
+from typing import Any
+
+betainc: Any
+digamma: Any
+polygamma: Any
+stdtr: Any
+stdtrit: Any
