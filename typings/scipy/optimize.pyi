@@ -16,5 +16,4 @@ def minimize(
     bounds: Sequence[tuple[float | None, float | None]],
     options: Mapping[str, float],
 ) -> OptimizeResult: ...
-
-brentq: Any
+def brentq(f: Callable[[float], float], a: float, b: float) -> float: ...
