@@ -1,6 +1,6 @@
 """What the gate lets through, with known truth: `python benchmarks/gate.py [--pairs 50] [--picture gate.png]`.
 
-The champion is the truth of a simulated bank with errors (`known_truth`), so many that its average precision is what a
+The champion is the truth of a simulated bank with errors (`gating.truth`), so many that its average precision is what a
 trained lstm reaches; the challenger's errors are larger or smaller, so that it is truly worse, equal or better by so
 many margins. The errors of the two go together as those of trained models did (8,000 users, test period, against the
 truth): .75 for the same kind of model fitted on a fortnight's newer data (lstm .70, boosting .76), .4 for another kind
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gate_picture import Curve, draw
-from known_truth import BUDGET, FIGURES, Bank, simulated
+from gating.picture import Curve, draw
+from gating.truth import BUDGET, FIGURES, Bank, simulated
 from scipy.stats import binomtest, multivariate_normal, norm
 
 from fraud.config import RetrainConfig

@@ -1,9 +1,9 @@
-"""How often a monitor is wrong: `python -m benchmarks.monitor [--seeds 7] [--sizes 1,0.5] [--json]`.
+"""How often a monitor is wrong: `python benchmarks/monitor.py [--seeds 7] [--sizes 1,0.5] [--json]`.
 
 For each seed a bank of 2,000 users is simulated over 33 weeks, a bundle trained on the first 17 (boosting), and the 16
-weeks after it watched: each alarm is a false one. Then the changes of `planted_changes` are planted for two weeks each,
-five in one log with a quiet week between: each must be found in its weeks, in a statistic that tells it. --sizes: how
-large, in times of what is stated there. About a minute a seed and size on one core.
+weeks after it watched: each alarm is a false one. Then the changes of `watching.changes` are planted for two weeks
+each, five in one log with a quiet week between: each must be found in its weeks, in a statistic that tells it. --sizes:
+how large, in times of what is stated there. About a minute a seed and size on one core.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from watching.changes import CHANGES, SCORE_CHANGE, Change
 
-from benchmarks.planted_changes import CHANGES, SCORE_CHANGE, Change
 from fraud.bundle import Bundle
 from fraud.config import Config, load_config
 from fraud.instants import instant_us

@@ -3,7 +3,7 @@
 A gate forgives a challenger that is a little worse. When every challenger is a little worse than the champion it meets
 (drift that nobody sees, labels that rot), what is forgiven adds up: the ratchet, known from trials of medicines as
 biocreep (D'Agostino, Massaro & Sullivan 2003, Statistics in Medicine 22:169). Here a year of 52 weekly challengers is
-played with known truth (`known_truth`), each truly worse than the champion of its week by a fixed share of the margin,
+played with known truth (`gating.truth`), each truly worse than the champion of its week by a fixed share of the margin,
 errors correlated by .75, each week a fresh judged period.
 
 Printed for each share: promotions and average precision lost in the year, beside the loss on paper (52 x what is lost
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from known_truth import BUDGET, Bank, simulated
+from gating.truth import BUDGET, Bank, simulated
 from scipy.stats import norm
 
 from fraud.config import RetrainConfig

@@ -93,8 +93,8 @@ def scored_examples(scorer: Scorer, log: Log, config: Config, part: Part) -> Exa
         raise ConfigError("[labels] is missing: evaluation needs to know what is fraud")
     if state_hash(config) != state_hash(scorer.config):
         raise ConfigError(
-            f"bundle {scorer.version} was made for another [log], [fields] or [sessions] than this configuration "
-            "declares; see its config.toml"
+            "the bundle was made for another [log], [fields] or [sessions] than this configuration declares; see the "
+            f"config.toml of bundle {scorer.version}"
         )
     cuts = time_cuts(config.split, log.time_us)
     tables = tables_of(log, config)

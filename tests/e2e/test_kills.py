@@ -145,6 +145,7 @@ def _check(report: dict[str, Any], *, at_least: int) -> None:
         assert point["end"] == report["whole"], point["point"]  # leftovers would be in it, hidden ones too
 
 
+@pytest.mark.server
 def test_scoring_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
     metadata = pq.read_metadata(trained.events)
     size = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
@@ -156,6 +157,7 @@ def test_scoring_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Train
     assert any(point["after"].keys() > {".scores.parquet.work/part-1.parquet"} for point in report["points"])
 
 
+@pytest.mark.server
 def test_training_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
     # Small, so that it is run two dozen times in a few seconds.
     simulate(tmp_path / "log", users=80, days=40, seed=3, fraud_rate=0.1)
@@ -169,6 +171,7 @@ def test_training_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trai
     load_bundle(tmp_path / "whole" / "out" / "bundle")
 
 
+@pytest.mark.server
 def test_a_comparison_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
     simulate(tmp_path / "log", users=80, days=40, seed=3, fraud_rate=0.1)
     config = tmp_path / "log" / "config.toml"
@@ -181,6 +184,7 @@ def test_a_comparison_killed_anywhere_and_resumed_gives_the_same_bytes(trained: 
     assert any(".comparison.work/fits/boosting-0/fit/fit.json" in point["after"] for point in report["points"])
 
 
+@pytest.mark.server
 def test_a_backtest_killed_anywhere_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
     simulate(tmp_path / "log", users=100, days=75, seed=3, fraud_rate=0.1)
     arguments = ["backtest", str(tmp_path / "log" / "config.toml"), "-o", "OUT/backtest", "--rules", "never,weekly"]
