@@ -221,7 +221,7 @@ class RetrainConfig:
     positives: the judged period grows backwards until it holds so many known frauds, the validation period before it
     until it holds half as many. window: at most so long before those is trained on; without it, all.
     max_slower: how many times the champion's time a score may take. max_miscalibration: how many times too high or too
-    low the challenger's mean score may be, at the kinder end of its interval.
+    low the challenger's mean score may be.
     """
 
     __pydantic_config__ = _STRICT
@@ -435,6 +435,10 @@ def _check_across_fields(config: Config, source: str) -> None:
         refuse(f"split.fractions = {list(split.fractions)}: expected three positive numbers that add up to 1")
     if labels is not None and labels.delay is not None and not log.has_clock:
         refuse('labels.delay needs a clock, but log.time = "position"')
+    if set(config.tracking.model_name) & set("/:\\") or config.tracking.model_name.startswith("."):
+        refuse(f"tracking.model_name = {config.tracking.model_name!r}: expected a name without / : \\ or a leading dot")
+    if config.retrain.window == 0:
+        refuse('retrain.window = "0s": expected a duration above 0, or none')
     if split.as_of is not None and not log.has_clock:
         refuse('split.as_of needs a clock, but log.time = "position"')
     if split.train_from is not None and split.by != "time":

@@ -108,11 +108,13 @@ def rule_on(
     champion: Contender | None,
     *,
     alert_budget: float,
+    price: Costs | None = None,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> tuple[Ruling, ...]:
     """Return the ruling on each clause; the challenger passes if all passed.
 
+    price: what a review of either is charged at in money_saved; each decides by its own costs.
     Without a champion a clause against it passes; the others still count. A figure that does not exist fails.
     Raises DataError where the two were not judged on the same examples.
     """
@@ -127,6 +129,7 @@ def rule_on(
             alert_budget=alert_budget,
             threshold=of.threshold,
             costs=of.costs,
+            price=price,
             seed=seed,
             n_resamples=n_resamples,
         )

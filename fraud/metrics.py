@@ -103,6 +103,7 @@ def evaluate(
     alert_budget: float,
     threshold: float,
     costs: Costs | None,
+    price: Costs | None = None,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> Metrics:
@@ -111,6 +112,7 @@ def evaluate(
     alert_budget judges the ranking alone (the best floor(alert_budget x N) scores; ties at the cut in expectation over
     their random order). threshold and costs judge the policy as `alerts` applies it. money_saved: the amounts of caught
     frauds, taken as saved whole, minus what the reviews cost where that is configured; None without amounts.
+    price: what they are charged at where several policies are compared, each with costs of its own.
     """
     score_N, label_N = examples.score_N, examples.label_N
     n_positive = int(label_N.sum())
@@ -130,7 +132,7 @@ def evaluate(
         precision_at_budget=_defined(point.precision_R[0]),
         alert_rate=float(alerted_N.mean()) if len(examples) else None,
         recall_at_threshold=float(caught_N.sum() / n_positive) if n_positive else None,
-        money_saved=_money_saved(alerted_N, caught_N, examples.amount_N, costs),
+        money_saved=_money_saved(alerted_N, caught_N, examples.amount_N, price or costs),
         ece=expected_calibration_error(score_N, label_N),
         mean_score_over_base_rate=float(score_N.sum() / n_positive) if n_positive else None,
         n_test=len(examples),

@@ -16,6 +16,7 @@ from fraud.config import Config, RetrainConfig, SplitConfig
 from fraud.errors import ConfigError, DataError
 from fraud.events import IntArray
 from fraud.instants import as_of, instant_text
+from fraud.literals import duration_text
 from fraud.logs import Log, rows_known_by
 from fraud.splits import Cuts, supervise
 
@@ -50,13 +51,15 @@ class Periods(NamedTuple):
 def lived(log: Log, config: Config) -> tuple[Log, Config]:
     """Return the log and the configuration as of split.as_of; without it, as of the log's newest event.
 
-    Raises ConfigError without a clock or labels.
+    Raises ConfigError without a clock or labels, DataError without an event.
     """
     if config.labels is None:
         raise ConfigError("[labels] is missing: retraining needs to know what is fraud")
     if not config.log.has_clock:
         raise ConfigError('log.time = "position": retraining needs a clock, to tell the newest frauds from the others')
-    if as_of(config.split) is not None or log.n_events == 0:
+    if log.n_events == 0:
+        raise DataError("the log holds no event by then; there is nothing to train on")
+    if as_of(config.split) is not None:
         return log, config
     as_of_us = int(log.time_us.max()) + 1
     table = None if log.label_table is None else rows_known_by(log.label_table, as_of_us)
@@ -74,7 +77,7 @@ def retrain_periods(log: Log, config: Config, *, positives: int) -> Periods:
     if len(fraud_us) < positives + n_valid + MIN_TRAINED:
         raise TooFewPositives(
             f"{len(fraud_us)} frauds are known as of {instant_text(as_of_us)}; expected {positives} to judge on, "
-            f"{n_valid} to validate on and {MIN_TRAINED} to train on (retrain.positives = {positives})"
+            f"{n_valid} to validate on and {MIN_TRAINED} to train on"
         )
     valid_until_us = _whole_hour(int(fraud_us[-positives]))
     earlier_us = fraud_us[fraud_us < valid_until_us]
@@ -82,13 +85,18 @@ def retrain_periods(log: Log, config: Config, *, positives: int) -> Periods:
         raise TooFewPositives(f"{len(earlier_us)} frauds are known before {instant_text(valid_until_us)}")
     train_until_us = _whole_hour(int(earlier_us[-n_valid]))
     train_from_us = 0 if config.retrain.window is None else max(0, train_until_us - config.retrain.window)
-    is_trained = (fraud_us >= train_from_us) & (fraud_us < train_until_us)
+    n_trained = int(((fraud_us >= train_from_us) & (fraud_us < train_until_us)).sum())
+    if n_trained < MIN_TRAINED:
+        raise TooFewPositives(
+            f"{n_trained} frauds are known between {instant_text(train_from_us)} and {instant_text(train_until_us)}; "
+            f"expected {MIN_TRAINED} to train on (retrain.window = {duration_text(config.retrain.window or 0)})"
+        )
     return Periods(
         train_from_us=train_from_us,
         train_until_us=train_until_us,
         valid_until_us=valid_until_us,
         as_of_us=as_of_us,
-        n_trained=int(is_trained.sum()),
+        n_trained=n_trained,
         n_validated=int((earlier_us >= train_until_us).sum()),
         n_judged=int((fraud_us >= valid_until_us).sum()),
     )

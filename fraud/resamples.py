@@ -43,10 +43,14 @@ def resampled_figures(
     alert_budget: float,
     threshold: float,
     costs: Costs | None,
+    price: Costs | None,
     seed: int,
     n_resamples: int,
 ) -> dict[str, Resampled]:
-    """Return those of FIGURES that are named; what is not asked for is not worked out. Arguments as of `evaluate`."""
+    """Return those of FIGURES that are named; what is not asked for is not worked out. Arguments as of `evaluate`.
+
+    costs: what the policy decides by; price: what its reviews are charged at, the same for all that are compared.
+    """
     if len(examples) == 0:
         return {name: Resampled(np.nan, np.full(n_resamples, np.nan)) for name in names}
     found: dict[str, Resampled] = {}
@@ -63,7 +67,7 @@ def resampled_figures(
         found |= {name: Resampled(float(_RANKING[name](point)[0]), _RANKING[name](resampled)) for name in ranking}
     for name in names:
         if name in _TOTALS:
-            parts = _parts(examples, name, threshold=threshold, costs=costs)
+            parts = _parts(examples, name, threshold=threshold, costs=costs, price=price)
             found[name] = _ratio(*parts, examples.user_N, seed=seed, n_resamples=n_resamples)
     if "ece" in names:
         point_ece = expected_calibration_error(examples.score_N, examples.label_N)
@@ -119,7 +123,7 @@ def _calibration_error(score_G: FloatArray, n_G: FloatArray, fraud_group: IntArr
 
 
 def _parts(
-    examples: Examples, name: str, *, threshold: float, costs: Costs | None
+    examples: Examples, name: str, *, threshold: float, costs: Costs | None, price: Costs | None
 ) -> tuple[FloatArray, FloatArray | None]:
     """Return what each event adds to the figure and, where the figure is a ratio, to what it is divided by."""
     label_N, amount_N = examples.label_N.astype(np.float64), examples.amount_N
@@ -132,7 +136,7 @@ def _parts(
         return alerted_N, np.ones(len(examples))
     if amount_N is None or bool(np.isnan(amount_N).all()):
         return np.full(len(examples), np.nan), None
-    review_cost = costs["review"] if costs else 0.0
+    review_cost = price["review"] if price else 0.0
     return np.nan_to_num(amount_N) * alerted_N * label_N - review_cost * alerted_N, None
 
 

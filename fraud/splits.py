@@ -116,6 +116,9 @@ def supervise(
     in_hindsight_N = is_test_N & (not cuts.is_lived)
     is_fraud_N: BoolArray = (in_hindsight_N & (labels.label_N == 1)) | (~in_hindsight_N & was_fraud_N)
     is_example_N = is_labelled_N & _last_of_label(enriched, is_labelled_N, config)
+    # What a label speaks of may end later than the event: a user who is judged later must not be learned from before.
+    is_over_N = known.time_us_N < np.where(parts_N == TRAIN, cuts.train_until_us, cuts.valid_until_us)
+    is_settled_N &= is_over_N | is_test_N | (not cuts.is_lived)
     return Supervision(
         label_N=is_fraud_N.astype(np.int8),
         in_training_N=parts_N == TRAIN,

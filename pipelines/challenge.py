@@ -148,6 +148,15 @@ def needs_warm(config: Config, champion: Bundle) -> str | None:
     )
 
 
+def is_same_model(one: Bundle, other: Bundle) -> bool:
+    """Return True where two bundles decide alike on any log: model, calibration and policy are equal to the byte."""
+    about = {"config.toml", "metrics.json", "reference.json", "golden.json", "MODEL_CARD.md"}
+    mine, theirs = (
+        {name: sha256 for name, sha256 in bundle.manifest.files.items() if name not in about} for bundle in (one, other)
+    )
+    return mine == theirs and one.scorer.config.decisions == other.scorer.config.decisions
+
+
 def make_challenger(config: Config, out: Path, screen: Screen) -> Made:
     """Return the scorer of a configuration with periods, trained and its bundle written to `out`.
 
@@ -164,7 +173,7 @@ def judge_challenger(challenger: Bundle, champion: Bundle | None, log: Log, conf
 
     Both are scored anew from their bundles, as production would. Raises DataError where the period has no example.
     """
-    budget, seed = config.policy.alert_budget, config.training.seed
+    budget, price, seed = config.policy.alert_budget, config.policy.costs, config.training.seed
     contenders = {
         name: Contender(
             scored_examples(bundle.scorer, log, config, "test"),
@@ -176,7 +185,12 @@ def judge_challenger(challenger: Bundle, champion: Bundle | None, log: Log, conf
     }
     figures = {
         name: evaluate(
-            contender.examples, alert_budget=budget, threshold=contender.threshold, costs=contender.costs, seed=seed
+            contender.examples,
+            alert_budget=budget,
+            threshold=contender.threshold,
+            costs=contender.costs,
+            price=price,
+            seed=seed,
         )
         for name, contender in contenders.items()
     }
@@ -190,7 +204,9 @@ def judge_challenger(challenger: Bundle, champion: Bundle | None, log: Log, conf
     return Judgement(
         challenger=figures["challenger"],
         champion=figures.get("champion"),
-        rulings=rule_on(gate, contenders["challenger"], contenders.get("champion"), alert_budget=budget, seed=seed),
+        rulings=rule_on(
+            gate, contenders["challenger"], contenders.get("champion"), alert_budget=budget, price=price, seed=seed
+        ),
         checks=tuple(checks),
         examples=examples,
         champion_examples=contenders["champion"].examples if champion is not None else None,
@@ -212,14 +228,15 @@ def _digits(figure: float | None) -> str:
 def _is_calibrated(examples: Examples, config: Config) -> Check:
     most = config.retrain.max_miscalibration
     ci = mean_score_over_base_rate_ci([examples], seed=config.training.seed)
-    if ci is None:
+    n_fraud = int(examples.label_N.sum())
+    if ci is None or n_fraud == 0:
         return Check("miscalibrated", False, "no known fraud in the judged period: calibration cannot be told")
-    is_fair = ci[0] <= most and ci[1] >= 1 / most
+    ratio = float(examples.score_N.sum()) / n_fraud
     text = (
-        f"the challenger's mean score is [{ci[0]:.2f}, {ci[1]:.2f}] times the fraud rate; "
+        f"the challenger's mean score is {ratio:.2f} [{ci[0]:.2f}, {ci[1]:.2f}] times the fraud rate; "
         f"expected from {1 / most:.2f} to {most:.2f} (retrain.max_miscalibration)"
     )
-    return Check("miscalibrated", is_fair, text)
+    return Check("miscalibrated", 1 / most <= ratio <= most, text)
 
 
 def _is_fast(challenger: Scorer, champion: Scorer, log: Log, most: float) -> Check:

@@ -149,7 +149,9 @@ def diff(
 
 
 def promote(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Its number, or the 12 digits of its bundle.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Its number, its bundle's digits, or a bundle's directory.")
+    ],
     because: Annotated[
         str, typer.Option("--because", metavar="TEXT", help="Why, for those who look at it later.")
     ] = "promoted by hand",

@@ -9,12 +9,16 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+from fraud.bundle import sync_directory
 from fraud.errors import FraudError
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ Found = TypeVar("Found")
 SQLITE = "sqlite:///"
 _MAX_REASON = 200
 _CAUSED_BY = re.compile(r"Caused by \w+\(['\"](.+?)['\"]\)")  # how urllib3 ends a long sentence of requests
+_OBJECT = re.compile(r"<[^<>]+ at 0x[0-9a-f]+>[:,]? ?")  # another text each time, though the trouble is the same
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # A tracker that is away must cost seconds, not MLflow's own minutes of retries; how it makes its tables and how far a
 # download is are not ours to tell. Nobody outside is told that this runs (MLflow would by itself).
@@ -38,7 +43,7 @@ _SETTINGS = {
 
 
 def client_of(uri: str) -> MlflowClient:
-    """Return a client of the tracker and of its registry; a local SQLite store that is not there is made.
+    """Return a client of the tracker and of its registry; a local SQLite store that is not there is made, whole.
 
     Raises what MLflow raises where the store cannot be opened: call it inside `answered`.
     """
@@ -47,7 +52,37 @@ def client_of(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with alone(uri):
+        if uri.startswith(SQLITE):
+            _make_store(Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve())
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_store(path: Path) -> None:
+    """Make an SQLite store where there is none: aside, and under its name only when it is whole.
+
+    MLflow makes its tables in place, for seconds, and can never again open a store that was cut short in them.
+    """
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):  # by a call that was killed
+        shutil.rmtree(left)
+    if path.exists():
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    # A new name each time: MLflow keeps the connections of a name, those to a file that is gone as well.
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as aside:
+        new = Path(aside) / path.name
+        # The last connection that closes merges the journal into the file.
+        SqlAlchemyStore(f"{SQLITE}{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        for journal in (
+            "-journal",
+            "-wal",
+            "-shm",
+        ):  # of a store that was removed: SQLite would apply it to the new one
+            path.with_name(path.name + journal).unlink(missing_ok=True)
+        if not path.exists():  # made meanwhile by another program, which does not wait for us
+            new.rename(path)
+    sync_directory(path.parent)
 
 
 @contextmanager
@@ -97,10 +132,11 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    caused = _CAUSED_BY.search(str(error))
+    text = _OBJECT.sub("", str(error))
+    caused = _CAUSED_BY.search(text)
     if caused is not None:
         return caused[1]
-    return str(error).splitlines()[0][:_MAX_REASON] if str(error) else type(error).__name__
+    return text.splitlines()[0][:_MAX_REASON] if text else type(error).__name__
 
 
 def found(look: Callable[[], Found]) -> Found | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,11 @@ from fraud.errors import ConfigError
 from fraud.manifest import MANIFEST
 from pipelines.console import Screen, interval
 from pipelines.mlflow_client import SQLITE, absolute_uri, without_password
+from pipelines.records import RunRecord
 from pipelines.registry import Registry, open_registry
+from pipelines.tracking import track
 from pipelines.tracking import tracking_uri as tracking_uri_of
+from pipelines.train import parameters_of
 from pipelines.transitions import REASON, ROLLED_BACK
 from pipelines.versions import MODEL_TAG, NEWEST_EVENT, NEWEST_LABEL, Version, figures_of
 
@@ -68,7 +71,7 @@ def list_models(place: Place, screen: Screen) -> Json:
     versions, pending = registry.versions(), registry.pending()
     where = f"Model {place.name} at {without_password(place.uri)}"
     if versions:
-        header = ["version", "bundle", "model", "alias", "champion since", "trained to", "AP", "recall at budget"]
+        header = ["version", "bundle", "model", "alias", "champion since", "newest event", "AP", "recall at budget"]
         screen.table(where, header, [_row(version) for version in versions])
     else:
         screen.say(f"{where} has no version yet: `fraud retrain CONFIG` makes the first")
@@ -91,8 +94,13 @@ def list_models(place: Place, screen: Screen) -> Json:
 def promote_version(place: Place, version: str, screen: Screen, *, because: str) -> Json:
     """Return who is the champion now and who was, after a version, by number or bundle, was made it without a gate.
 
+    The directory of a bundle becomes a version first, with a run of its own: the way in for a bundle that needs another
+    stored state than the champion's.
+
     Raises ConfigError where there is no such version, BundleError where what the tracker holds of it is not whole.
     """
+    if (Path(version) / MANIFEST).is_file():
+        version = _registered(Path(version), place, screen).number
     registry = registry_at(place)
     registry.finish_pending()
     promoted, before = registry.named(version), registry.champion()
@@ -104,6 +112,27 @@ def promote_version(place: Place, version: str, screen: Screen, *, because: str)
         registry.promote(promoted, expected_champion=None if before is None else before.number, reason=because)
         screen.say(f"{promoted} is the champion of the model {place.name}; before: {before or 'none'}")
     return {"name": place.name, "champion": _document(registry.named(promoted.number)), "before": _numbered(before)}
+
+
+def _registered(directory: Path, place: Place, screen: Screen) -> Version:
+    """Return the version of a bundle that stands in a directory: tracked and registered, once."""
+    bundle = load_bundle(directory)
+    own = bundle.scorer.config
+    config = replace(own, tracking=replace(own.tracking, uri=place.uri, model_name=place.name))
+    test = bundle.metrics.get("test", {})
+    record = RunRecord(
+        name=bundle.manifest.name,
+        parameters=parameters_of(config),
+        history=(),
+        metrics={f"test_{name}": float(value) for name, value in test.items() if isinstance(value, int | float)},
+        tags={"fingerprint": bundle.manifest.fingerprint, "model": bundle.manifest.name},
+        fit_s=0.0,
+        id=f"bundle-{bundle.version}",
+    )
+    run_id = track(record, directory, config, screen)
+    if run_id is None:
+        raise ConnectionError(f"the tracker at {without_password(place.uri)} did not take {directory}")
+    return open_registry(place.uri, place.name).add(directory, run_id=run_id, tags={})
 
 
 def roll_back(place: Place, screen: Screen) -> Json:

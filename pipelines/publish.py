@@ -64,6 +64,8 @@ def publish(uri: str, out: Path, *, tracking_uri: str | None, every_s: float | N
     every_s: look again so often, until SIGTERM or SIGINT; a tracker that is away, or holds what is no bundle, costs
     nothing but a warning then. Raises ConfigError, BundleError, ConnectionError, and OSError for the disk.
     """
+    if every_s is not None and every_s <= 0:
+        raise ConfigError(f"--every: {every_s:g} s from one look to the next; expected more than 0")
     wanted = parse_model_uri(uri)
     place = place_of(None, tracking_uri, wanted.name)
     out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,7 @@ def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, ends: Event
     registry: Registry | None = None
     published: str | None = None
     refused = set[str]()
-    trouble: type[Exception] | None = None
+    trouble: tuple[type[Exception], str] | None = None
     while not ends.is_set():
         try:
             registry = registry or registry_at(place)
@@ -110,9 +112,9 @@ def _follow(wanted: Wanted, place: Place, out: Path, every_s: float, ends: Event
                     screen.say(f"all is well again; {out / _LINK} stands on {version}")
                 trouble = None
         except (FraudError, OSError) as error:
-            if trouble is not type(error):
+            before, trouble = trouble, (type(error), str(error))
+            if trouble != before:
                 screen.warn(f"{error}; {out / _LINK} stays on {_target(out) or 'nothing'}")
-            trouble = type(error)
         ends.wait(every_s)
 
 

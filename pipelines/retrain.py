@@ -20,7 +20,7 @@ from fraud.bundle import Bundle, load_bundle
 from fraud.config import Config
 from fraud.errors import ConfigError
 from fraud.gate import Gate, parse_gate
-from fraud.instants import as_of
+from fraud.instants import DAY_US, as_of
 from fraud.label_guard import SourceReport
 from fraud.logs import Log, check_usable, read_log
 from fraud.metrics import Examples
@@ -29,6 +29,7 @@ from pipelines.challenge import (
     Judgement,
     Made,
     challenge_periods,
+    is_same_model,
     judge_challenger,
     make_challenger,
     needs_warm,
@@ -42,6 +43,7 @@ from pipelines.retrain_memory import (
     PROMOTED,
     REFUSED,
     RETRAIN_KEY,
+    UNCHANGED,
     finish,
     remember,
     retrain_key,
@@ -86,11 +88,15 @@ def retrain(
     registry = open_registry(tracking_uri(config), config.tracking.model_name)
     finish(registry)
     work = work_folder(config)
+    if html is not None:
+        _check_page(html)
     examples: _Examples = {}
+    # Before the log is read: a row that comes in between is then in the model and not in the key, and never forgotten.
+    key = retrain_key(config, accepted_sources)
     with closing(read_log(config)) as whole:
         check_usable(whole)
         log, config = lived(whole, config)
-        key = retrain_key(config, accepted_sources)
+        _warn(whole, config, screen)
         document = unchanged(registry, key)
         if document is None:
             champion = registry.champion()
@@ -110,11 +116,32 @@ def retrain(
             document, examples = _decided(one)
     document["seconds"] = round(time.monotonic() - started, 3)
     _show(document, screen)
-    if html is not None:
+    if html is not None and document["verdict"] != UNCHANGED:
         with written_whole(html) as aside:
             aside.write_text(verdict_page(document, examples), encoding="utf-8")
     shutil.rmtree(work, ignore_errors=True)
     return document
+
+
+def _check_page(html: Path) -> None:
+    """Raise OSError where the page could not be written in the end: that must not be found out after a promotion."""
+    with written_whole(html.with_name(f".{html.name}.check")) as aside:
+        aside.touch()
+    html.with_name(f".{html.name}.check").unlink()
+
+
+def _warn(log: Log, config: Config, screen: Screen) -> None:
+    """Say what makes young decisions look honest."""
+    as_of_us = as_of(config.split)
+    assert config.labels is not None  # `lived` sees to both
+    assert as_of_us is not None
+    if config.labels.delay is None and config.labels.path is not None:
+        screen.warn("labels.delay is not set: a decision that nobody has reported yet counts as honest at once")
+    if as_of_us > int(log.time_us.max()) + DAY_US:
+        screen.warn(
+            f"split.as_of = {config.split.as_of} is more than a day after the newest event: recent frauds that nobody "
+            "had reported when the labels were written count as honest"
+        )
 
 
 def work_folder(config: Config) -> Path:
@@ -128,7 +155,9 @@ def _decided(one: _Retraining) -> tuple[Json, _Examples]:
     document["labels"] = [
         {"source": report.source, "held_back": report.is_held_back, "text": report.text} for report in one.sources
     ]
-    remember(one.registry, one.key, document, one.champion, is_done=True)
+    # What was refused before training is looked at again each time: it costs little, and it stands until it is mended.
+    if document["version"] is not None:
+        remember(one.registry, one.key, document, one.champion, is_done=True)
     return document, examples
 
 
@@ -149,7 +178,12 @@ def _judged(one: _Retraining) -> tuple[Json, _Examples]:
         f"training {config.model.name} up to {config.split.train_until}, judging on {periods.n_judged:,} known frauds "
         f"since {config.split.valid_until}, against {one.champion or 'no champion'}"
     )
+    if one.champion is None and one.registry.versions():
+        one.screen.warn("no version is the champion, though there are some: this one is judged as a first model")
     made = make_challenger(config, one.work / "challenger", one.screen)
+    if one.champion_bundle is not None and is_same_model(made.bundle, one.champion_bundle):
+        text = f"trained again, the model is the very one of {one.champion}: there is nothing to judge"
+        return verdict(UNCHANGED, "same_model", text, champion=_named(one)), {}
     judgement = judge_challenger(made.bundle, one.champion_bundle, one.log, config, one.gate)
     document = judgement.to_json() | {
         "verdict": PROMOTED if judgement.passed else REFUSED,

@@ -16,11 +16,13 @@ from pipelines.challenge import Judgement
 from pipelines.records import RunRecord
 from pipelines.registry import Registry, Version
 from pipelines.train import parameters_of
+from pipelines.transitions import ROLLED_BACK, SINCE
 
 Json = dict[str, Any]  # Any: JSON
 PROMOTED, REFUSED, UNCHANGED = "promoted", "refused", "unchanged"
 RETRAIN_KEY = "fraud.retrain_key"  # a tag of runs and versions: which data and settings made them
 _RETRAINED = "fraud.retrained"  # the registered model's tag: what the last retraining read, and what came of it
+_NOTED = {"key", "verdict", "reason", "version", "champion", "is_done"}
 _HASHED_BYTES = 2**20
 
 
@@ -59,9 +61,10 @@ def finish(registry: Registry) -> None:
     last = _last(registry)
     if last is None or last["is_done"]:
         return
-    champion = registry.champion()
-    if (None if champion is None else champion.number) == last["champion"]:
-        version = registry.named(last["version"])
+    champion, version = registry.champion(), registry.numbered(str(last["version"]))
+    is_as_judged = (None if champion is None else champion.number) == last["champion"]
+    # One that was champion already has been: somebody has rolled it back since.
+    if is_as_judged and version is not None and not {SINCE, ROLLED_BACK} & set(version.tags):
         registry.promote(version, expected_champion=last["champion"], reason=f"{last['reason']}, finished later")
     registry.note(_RETRAINED, json.dumps(last | {"is_done": True}))
 
@@ -86,8 +89,13 @@ def unchanged(registry: Registry, key: str) -> Json | None:
 
 
 def _last(registry: Registry) -> Json | None:
+    """Return what the last retraining wrote down; None where it wrote nothing, or somebody else wrote over it."""
     noted = registry.noted(_RETRAINED)
-    return None if noted is None else json.loads(noted)
+    try:
+        last = json.loads(noted or "")
+    except ValueError:
+        return None
+    return last if isinstance(last, dict) and set(last) == _NOTED else None
 
 
 def verdict(verdict: str, reason: str, text: str, *, champion: Json | None) -> Json:

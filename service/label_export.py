@@ -105,7 +105,9 @@ def labels_command(arguments: Sequence[str]) -> int:
     text = f"{pulled.pulled:,} new labels; {options.out} holds {pulled.labels:,}"
     if not pulled.labels:
         text = f"the state holds no labels; {options.out} was not written"
-    document: Mapping[str, object] = {**pulled._asdict(), "path": str(options.out)}
+    # No label, no file: a script must not go on with a path that leads nowhere.
+    path = str(options.out) if pulled.labels else None
+    document: Mapping[str, object] = {**pulled._asdict(), "path": path}
     sys.stdout.write(f"{json.dumps(document, indent=1) if options.json else text}\n")
     return 0
 

@@ -211,6 +211,7 @@ def _turn(rule: str, place: int) -> Turn:
         challenger=f"bundle{place}" if is_new else None,
         gate=[],
         alarms=alarms,
+        unwatched=None,
         champion="bundle1" if rule == "weekly" and place else "bundle0",
         champion_since=instant_text(since),
     )
@@ -294,6 +295,17 @@ def test_the_limits_are_said(document: Json) -> None:
     assert document["limits"] == [
         "Labels are still to come for 1 of 3 steps, from 2026-04-13 on: frauds that nobody has reported yet "
         "count as honest."
+    ]
+
+
+def test_a_champion_that_could_not_be_watched_is_a_limit(document: Json) -> None:
+    steps = [
+        step | {"rules": step["rules"] | {"alarm": step["rules"]["monthly"] | {"unwatched": reason}}}
+        for step, reason in zip(document["steps"], (None, "its reference is short", None), strict=True)
+    ]
+    assert limits(document | {"steps": steps})[1:] == [
+        "The rule alarm could not watch its champion before 1 of 3 steps, which counts as no alarm; first before "
+        "2026-04-06: its reference is short."
     ]
 
 

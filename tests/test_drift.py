@@ -215,6 +215,44 @@ def test_what_labels_tell_is_found_when_they_have_come() -> None:
     assert (change.onset, change.found) == (2, 4)
 
 
+def test_what_labels_tell_stands_while_the_newest_week_that_is_known_is_off() -> None:
+    weeks = [0, 0, 9, 9, 0, 0]
+    (late,) = changes((series_of(weeks, statistic="fraud"),), {"fraud": 2})
+    assert late.is_standing
+    (over,) = changes((series_of(weeks),), {"fraud": 2})
+    assert not over.is_standing
+    (over,) = changes((series_of([0, 0, 9, 0, 0, 0], statistic="fraud"),), {"fraud": 2})
+    assert not over.is_standing
+
+
+def told(*series: Series, late: dict[str, int]) -> tuple[str, ...]:
+    """Return the headline of one change, and what is said besides."""
+    starts_us_W = STARTS_US_W[: len(series[0].t_W)]
+    nothing = Weekly(starts_us_W, {}, {}, {}, {}, {})
+    (change,) = changes(series, late)
+    texts = sentences(change, Observed(nothing, nothing, {}))
+    return headline(change, texts, starts_us_W), *(sentence.text for sentence in texts[1:])
+
+
+def test_a_headline_says_whether_a_change_stands() -> None:
+    """Weeks begin on 4 October 2024."""
+    (since,) = told(series_of([0, 9, 9, 9]), late={})
+    assert since.startswith("since 11 October 2024, `a` is ")
+    (over,) = told(series_of([0, 9, 9, 0]), late={})
+    assert over.startswith("over: from 11 October 2024 to 25 October 2024, `a` is ")
+    (late,) = told(series_of([0, 9, 9, 0], statistic="fraud"), late={"fraud": 1})
+    assert late.startswith("since 11 October 2024 (up to 25 October 2024, the newest that is known), ")
+
+
+def test_what_still_stands_is_said_before_what_is_over() -> None:
+    cause, effect = series_of([0, 9, 9, 0]), series_of([0, 9, 9, 9], statistic="alert")
+    first, second = told(cause, effect, late={})
+    assert first.startswith("since 11 October 2024, ")
+    assert "alerted" in first
+    assert second.startswith("`a` is ")
+    assert second.endswith(" (over since 25 October 2024)")
+
+
 def one_change(run: Run) -> Change:
     return Change(run.onset, run.found, run.last, (run,))
 
@@ -222,7 +260,9 @@ def one_change(run: Run) -> Change:
 def said(series: Series, *, observed: Observed | None = None) -> str:
     week = int(np.argmax(np.abs(series.t_W)))
     nothing = Weekly(STARTS_US_W[:1], {}, {}, {}, {}, {})
-    (sentence,) = sentences(one_change(Run(series, week, week, week, week)), observed or Observed(nothing, nothing, {}))
+    (sentence,) = sentences(
+        one_change(Run(series, week, week, week, week, late=0)), observed or Observed(nothing, nothing, {})
+    )
     return sentence.text
 
 
@@ -282,8 +322,8 @@ def test_a_change_is_placed_where_most_of_it_sits() -> None:
 
 
 def test_the_cause_is_said_before_what_follows_from_it() -> None:
-    scores = Run(shown("score", ("logit",), -3.0, -4.0, kind="mean")._replace(t_W=np.array([30.0])), 0, 0, 0, 0)
-    amounts = Run(shown("amount", ("pay_bill",), 9.2, 4.6, kind="mean"), 0, 0, 0, 0)
+    scores = Run(shown("score", ("logit",), -3.0, -4.0, kind="mean")._replace(t_W=np.array([30.0])), 0, 0, 0, 0, 0)
+    amounts = Run(shown("amount", ("pay_bill",), 9.2, 4.6, kind="mean"), 0, 0, 0, 0, 0)
     nothing = Observed(Weekly(STARTS_US_W[:1], {}, {}, {}, {}, {}), Weekly(STARTS_US_W[:1], {}, {}, {}, {}, {}), {})
     change = Change(0, 0, 0, (scores, amounts))
     told = sentences(change, nothing)

@@ -122,7 +122,7 @@ def test_a_figure_is_that_of_evaluate_and_its_resamples_those_of_the_rows(
 ) -> None:
     examples = _examples(1, n=n)
     settings = {"alert_budget": 0.1, "threshold": 0.2, "costs": costs}
-    found = resampled_figures(examples, FIGURES, **settings, seed=3, n_resamples=12)
+    found = resampled_figures(examples, FIGURES, **settings, price=settings["costs"], seed=3, n_resamples=12)
     points = [found[name].point for name in FIGURES]
     assert points == pytest.approx(_figures(evaluate(examples, **settings, n_resamples=1)), nan_ok=True)
 

@@ -151,6 +151,26 @@ def test_cents_are_named_with_the_week_they_began(bank: Bank, tmp_path: Path) ->
     assert [one.onset_us for one in newest.new_alarms] == [alarm.onset_us]
 
 
+def test_what_is_over_is_no_alarm_on_terminal_page_or_in_json(
+    bank: Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def for_a_week(events: pa.Table, late_N: np.ndarray) -> pa.Table:
+        return in_cents(events, late_N & (events["ts"].cast(pa.int64()).to_numpy() < bank.from_us + 2 * WEEK_US))
+
+    path, html = bank.with_events(tmp_path / "week.parquet", for_a_week), tmp_path / "page.html"
+    document = monitor(
+        bank.folder / "bundle", str(path), config=bank.config, html=html, screen=Screen(as_json=False)
+    )
+    printed = " ".join(capsys.readouterr().err.split())
+    (alarm,) = document["alarms"]
+    assert (document["standing"], alarm["is_standing"]) == (0, False)
+    assert alarm["text"].startswith("over: from 21 April 2025 to 28 April 2025, amounts of ")
+    assert "ALARM" not in printed
+    assert "no alarm stands" in printed
+    assert "over: from 21 April 2025 to 28 April 2025, amounts of " in printed
+    assert "<p>Over: from 21 April 2025 to 28 April 2025; seen first in" in html.read_text(encoding="utf-8")
+
+
 def test_a_new_type_is_named_and_a_page_and_metrics_are_written(bank: Bank, tmp_path: Path) -> None:
     path = bank.with_events(tmp_path / "new.parquet", with_new_type)
     html, prometheus = tmp_path / "page.html", tmp_path / "fraud.prom"

@@ -122,3 +122,28 @@ def test_a_time_of_toml_is_a_time_too(log_folder: Path) -> None:
     assert as_of(config.split) == instant_us("at", "2025-02-01T00:00:00Z")
     with pytest.raises(ConfigError, match=r"split\.as_of"):
         as_of(load_config(log_folder / "config.toml", ['split.as_of="yesterday"']).split)
+
+
+def test_nothing_is_learned_from_a_user_who_is_judged_later(log_folder: Path, tmp_path: Path) -> None:
+    """The bug that happened: labels of users were learned from at their earlier events, and noise passed the gate."""
+    users = pc.unique(pq.read_table(log_folder / "events.parquet")["user_id"])
+    fraud = np.random.default_rng(0).random(len(users)) < 0.4
+    pq.write_table(pa.table({"user_id": users, "fraud": pa.array(fraud.astype(np.int64))}), tmp_path / "users.parquet")
+    text = (log_folder / "config.toml").read_text(encoding="utf-8")
+    head, _, rest = text.partition("[labels]")
+    labels = f'[labels]\npath = "{tmp_path}/users.parquet"\nkey = ["user_id"]\ncolumn = "fraud"\nlevel = "user"\n\n'
+    (tmp_path / "users.toml").write_text(head + labels + rest[rest.index("[decisions]") :], encoding="utf-8")
+    config = load_config(
+        tmp_path / "users.toml", ["retrain.positives=40", f"log.events={log_folder / 'events.parquet'}"]
+    )
+    with closing(read_log(config)) as whole:
+        log, lived_config = lived(whole, config)
+        periods = retrain_periods(log, lived_config, positives=40)
+        prepared = prepare(log, with_periods(lived_config, periods), tmp_path / "set", progress=lambda *_: None)
+    judged, validated = (set(prepared.user_N[rows_N].tolist()) for rows_N in (prepared.tests_N, prepared.validates_N))
+    trained = set(prepared.user_N[prepared.trains_N].tolist())
+    assert judged
+    assert validated
+    assert trained
+    assert not judged & (trained | validated)
+    assert not validated & trained

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import signal
+import sqlite3
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, MaxRetryError
 
 from fraud.errors import ConfigError
+from pipelines.mlflow_client import answered, client_of
 from pipelines.models import place_of, registry_at
 from pipelines.registry import Registry, open_registry
+from tests.commands import leftovers, run_fraud
 from tests.registered import NAME, Killed, PlainClient, Turns, Watched, killed, registry_of
 
 _N_VERSIONS = 5
@@ -288,10 +296,114 @@ def test_a_tracker_that_is_away_is_named_with_its_reason_and_without_its_passwor
         open_registry("http://me:secret@127.0.0.1:9", NAME).champion()
 
 
+def test_the_same_trouble_has_the_same_words_each_time() -> None:
+    """Of a connection that timed out, the tracker's library says where the connection lay in memory."""
+    said = set[str]()
+    for _ in range(2):
+        connection = HTTPConnection("tracker")
+        timeout = ConnectTimeoutError(connection, "Connection to tracker timed out. (connect timeout=10)")
+        error = MaxRetryError(HTTPConnectionPool("tracker"), "/api", timeout)
+        assert hex(id(connection)) in str(error)
+        with pytest.raises(ConnectionError) as raised, answered("http://tracker"):
+            raise RuntimeError(str(error))
+        said.add(str(raised.value))
+    ending = "did not do what was asked: Connection to tracker timed out. (connect timeout=10)"
+    assert said == {f"the tracker at http://tracker {ending}"}
+
+
 def test_looking_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         registry_at(place_of(None, f"sqlite:///{tmp_path}/mlflow.db", None))
     assert not list(tmp_path.iterdir())
+
+
+_OPEN = """
+import sys
+from pipelines.mlflow_client import client_of
+print(len(client_of(sys.argv[1]).search_experiments()))
+"""
+# Killed in the middle of MLflow's tables: the first are made, and none of what its later releases added.
+_CUT_SHORT = f"""
+import os, signal
+from mlflow.store.db import utils
+utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+{_OPEN}"""
+# The tables are loaded once; every call is a process of its own, and the first of a store is killed some time into it.
+_KILLED_ANYWHERE = """
+import os, random, signal, sys, time
+from pathlib import Path
+from mlflow.store.tracking import sqlalchemy_store
+from pipelines.mlflow_client import client_of
+
+
+def started(uri):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        assert len(client_of(uri).search_experiments()) == 1
+        os._exit(0)
+    except BaseException as error:
+        print(f"{uri}: {error!r}", file=sys.stderr)
+        os._exit(1)
+
+
+folder, chance = Path(sys.argv[1]), random.Random(int(sys.argv[3]))
+began = time.monotonic()
+assert os.waitpid(started(f"sqlite:///{folder}/first/mlflow.db"), 0)[1] == 0
+whole_s = time.monotonic() - began
+ended = []
+for n in range(int(sys.argv[2])):
+    uri = f"sqlite:///{folder}/{n}/mlflow.db"
+    child = started(uri)
+    time.sleep(chance.uniform(0, whole_s))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    made = (folder / str(n)).is_dir() and sorted(path.suffix for path in (folder / str(n)).iterdir())
+    ended.append(f"{made} {os.waitpid(started(uri), 0)[1]}")
+print("\\n".join(ended))
+"""
+
+
+def test_a_store_whose_making_was_cut_short_is_made_by_the_next_call(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    killed = run_fraud(uri, code=_CUT_SHORT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (aside,) = leftovers(tmp_path)
+    with sqlite3.connect(tmp_path / aside / "mlflow.db") as half:
+        assert half.execute("select count(*) from sqlite_master where name = 'experiments'").fetchone() == (1,)
+    half.close()
+    assert [path.name for path in tmp_path.iterdir()] == [aside]
+    assert len(client_of(uri).search_experiments()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_the_journal_of_a_store_that_was_removed_is_not_applied_to_the_new_one(tmp_path: Path) -> None:
+    """SQLite takes a journal beside a file for what was cut short in that file."""
+    old = sqlite3.connect(tmp_path / "old.db")
+    old.executescript("pragma cache_size = 1; create table old (text); begin;")
+    old.execute("insert into old select hex(randomblob(500)) from json_each(json_array(1, 2, 3, 4, 5, 6, 7, 8))")
+    old.commit()
+    old.execute("update old set text = hex(randomblob(500))")
+    shutil.copy(tmp_path / "old.db-journal", tmp_path / "mlflow.db-journal")
+    old.close()
+    assert len(client_of(f"sqlite:///{tmp_path}/mlflow.db").search_experiments()) == 1
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("pragma integrity_check").fetchone() == ("ok",)
+    store.close()
+
+
+@pytest.mark.server
+def test_a_first_call_killed_at_any_moment_leaves_what_the_next_one_opens(tmp_path: Path) -> None:
+    n_kills, seed = 12, random.SystemRandom().randrange(1_000_000)
+    done = run_fraud(tmp_path, n_kills, seed, code=_KILLED_ANYWHERE)
+    assert done.returncode == 0, done.stderr
+    ended = done.stdout.splitlines()
+    assert len(ended) == n_kills
+    assert {line.split()[-1] for line in ended} == {"0"}, f"seed {seed}: {ended}\n{done.stderr}"
+    assert any(".partial" in line for line in ended), ended  # some died in the middle of it
+    for n in range(n_kills):
+        assert [path.name for path in (tmp_path / str(n)).iterdir()] == ["mlflow.db"]
 
 
 def test_where_the_registry_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,19 @@ _PAUSE = 4  # weeks that a change may hide in the noise and is still the same on
 
 class Run(NamedTuple):
     """A stretch of weeks in which one cell is off the same way: where it began, was found, was worst and was last off
-    (inclusive)."""
+    (inclusive). late: how many weeks after a week its figure is known."""
 
     series: Series
     onset: int
     found: int
     worst: int
     last: int
+    late: int
+
+    @property
+    def is_standing(self) -> bool:
+        """Return True where the newest week of which the figure is known is off."""
+        return self.last + self.late >= len(self.series.t_W) - 1
 
 
 class Change(NamedTuple):
@@ -43,6 +49,11 @@ class Change(NamedTuple):
     last: int
     runs: tuple[Run, ...]
 
+    @property
+    def is_standing(self) -> bool:
+        """Return True where a run of it stands: it is not over."""
+        return any(run.is_standing for run in self.runs)
+
 
 def changes(series: tuple[Series, ...], late: Mapping[str, int]) -> tuple[Change, ...]:
     """Return what changed, in the order of its beginning.
@@ -50,7 +61,8 @@ def changes(series: tuple[Series, ...], late: Mapping[str, int]) -> tuple[Change
     late: how many weeks after a week the figures of a statistic are known, 0 where it is not named.
     """
     together: list[list[Run]] = []  # the clearest of each first
-    for run in sorted((run for one in series for run in _runs(one)), key=lambda run: -_clarity(run)):
+    runs = (run for one in series for run in _runs(one, late.get(one.statistic, 0)))
+    for run in sorted(runs, key=lambda run: -_clarity(run)):
         akin = [
             group
             for group in together
@@ -64,7 +76,7 @@ def changes(series: tuple[Series, ...], late: Mapping[str, int]) -> tuple[Change
         Change(
             # Of many cells some lie off by chance in the week before; the clearest one knows best.
             onset=group[0].onset,
-            found=min(run.found + late.get(run.series.statistic, 0) for run in group),
+            found=min(run.found + run.late for run in group),
             last=max(run.last for run in group),
             runs=tuple(group),
         )
@@ -91,7 +103,7 @@ def _lies_off(series: Series, first: int, end: int, sign: float) -> bool:
     return float(between_W.mean() * sign / error) >= _ALREADY_SPREADS
 
 
-def _runs(series: Series) -> list[Run]:
+def _runs(series: Series, late: int) -> list[Run]:
     runs: list[Run] = []
     for found in np.flatnonzero(series.is_off_W).tolist():
         sign = np.sign(series.t_W[found])
@@ -104,7 +116,7 @@ def _runs(series: Series) -> list[Run]:
         onset = found
         while onset > first and np.sign(series.t_W[onset - 1]) == sign and series.p_W[onset - 1] < _ALREADY:
             onset -= 1
-        runs.append(_with_worst(Run(series, onset, found, found, found)))
+        runs.append(_with_worst(Run(series, onset, found, found, found, late)))
     return runs
 
 

@@ -1,7 +1,7 @@
 """What a change is, in words: which events, how much more often than before, and where most of it sits.
 
-Sentences come in the order in which a person would look for the cause: something never seen before, something missing,
-another unit; then what customers do; then what follows from it in scores and alerts.
+What is still so comes before what is over; else in the order in which a person would look for the cause: something
+never seen before, something missing, another unit; then what customers do; then what follows in scores and alerts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Sentence(NamedTuple):
 
 
 def sentences(change: Change, observed: Observed) -> tuple[Sentence, ...]:
-    """Return what changed, the likely cause first."""
+    """Return what changed: what is still so before what is over, the likely cause of each first."""
     by_statistic: dict[str, list[Run]] = {}
     for run in change.runs:
         by_statistic.setdefault(run.series.statistic, []).append(run)
@@ -54,19 +54,38 @@ def sentences(change: Change, observed: Observed) -> tuple[Sentence, ...]:
         of_mean = [run for run in runs if run.series.kind == "mean"]
         if of_mean:
             by_statistic[mean] = of_mean
-    ranked = sorted(by_statistic.items(), key=lambda one: (_rank(one[0], one[1]), -_clarity(one[1])))
-    return tuple(sentence for name, runs in ranked for sentence in _told(name, runs, observed))
+    ranked: list[tuple[str, list[Run]]] = []
+    for is_standing in (True, False):
+        those = {name: [run for run in runs if run.is_standing == is_standing] for name, runs in by_statistic.items()}
+        found = [(name, runs) for name, runs in those.items() if runs]
+        ranked += sorted(found, key=lambda one: (_rank(*one), -_clarity(one[1])))
+    # How far the first one reaches is in `spoken_time`.
+    first, *others = (sentence for name, runs in ranked for sentence in _told(name, runs, observed))
+    return first, *(one._replace(text=one.text + _end(one, change, observed.judged.starts_us_W)) for one in others)
+
+
+def spoken_time(change: Change, said: tuple[Sentence, ...], starts_us_W: IntArray) -> str:
+    """Return "since 12 May 2025" of a change that stands, "over: from 12 May 2025 to 26 May 2025" of another."""
+    since = _day(int(starts_us_W[change.onset]))
+    if change.is_standing:
+        return f"since {since}{_end(said[0], change, starts_us_W)}"
+    return f"over: from {since} to {_day(int(starts_us_W[change.last]) + WEEK_US)}"
 
 
 def headline(change: Change, said: tuple[Sentence, ...], starts_us_W: IntArray) -> str:
     """Return the first sentence with its time; and how much else changed."""
-    since = _day(int(starts_us_W[change.onset]))
     more = len(said) - 1
     also = f" (and {more} more {'change' if more == 1 else 'changes'} at that time)" if more else ""
-    last = said[0].run.last
-    if last < len(starts_us_W) - 1:
-        return f"from {since} to {_day(int(starts_us_W[last]) + WEEK_US)}, {said[0].text}{also}"
-    return f"since {since}, {said[0].text}{also}"
+    return f"{spoken_time(change, said, starts_us_W)}, {said[0].text}{also}"
+
+
+def _end(sentence: Sentence, change: Change, starts_us_W: IntArray) -> str:
+    """Return how far a sentence of a change that stands reaches, where that is not the newest week."""
+    run = sentence.run
+    if not change.is_standing or run.last >= len(starts_us_W) - 1:
+        return ""
+    end = _day(int(starts_us_W[run.last]) + WEEK_US)
+    return f" (up to {end}, the newest that is known)" if run.is_standing else f" (over since {end})"
 
 
 def run_text(run: Run, observed: Observed) -> str:

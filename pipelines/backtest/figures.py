@@ -143,7 +143,14 @@ def _totals(decided: Decided, rule: str, columns: Mapping[str, FloatArray], conf
     )
     budget = config.policy.alert_budget
     return found | resampled_figures(
-        examples, ["ap"], alert_budget=budget, threshold=1.0, costs=None, seed=seed, n_resamples=N_RESAMPLES
+        examples,
+        ["ap"],
+        alert_budget=budget,
+        threshold=1.0,
+        costs=None,
+        price=None,
+        seed=seed,
+        n_resamples=N_RESAMPLES,
     )
 
 

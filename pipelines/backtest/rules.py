@@ -11,7 +11,7 @@ from fraud.config import Config
 from fraud.errors import ConfigError
 from fraud.monitoring.weekly import WEEK_US
 from pipelines.console import Screen
-from pipelines.monitor.run import watch
+from pipelines.monitor.run import ShortReference, check_watchable, watch
 
 NEVER, WEEKLY, MONTHLY, ALARM = "never", "weekly", "monthly", "alarm"
 SPOKEN = {
@@ -23,7 +23,7 @@ SPOKEN = {
 
 
 class Watch(Protocol):
-    """What tells the alarms that a look at a champion's log raises at a time, in words."""
+    """What tells the alarms that a look at a champion's log raises at a time, in words. It may raise ShortReference."""
 
     def __call__(self, champion: Bundle, config: Config, until_us: int, screen: Screen) -> tuple[str, ...]: ...
 
@@ -33,6 +33,16 @@ def check_rules(rules: Sequence[str]) -> None:
     unknown = [rule for rule in rules if rule not in SPOKEN]
     if unknown or not rules or len(set(rules)) < len(rules):
         raise ConfigError(f"--rules {','.join(rules)!r}: expected some of {', '.join(SPOKEN)}, each once")
+
+
+def check_watched(first: Bundle) -> None:
+    """Raise ConfigError where the rule "alarm" could not watch the first model of all rules."""
+    try:
+        check_watchable(first)
+    except ShortReference as error:
+        raise ConfigError(
+            f"the rule {ALARM} cannot watch the first model: {error}. Give a later --from, or --rules without {ALARM}"
+        ) from None
 
 
 def is_due(rule: str, at_us: int, *, start_us: int, every_us: int) -> bool:

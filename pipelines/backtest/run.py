@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud.config import Config, config_to_toml
-from fraud.errors import ConfigError, FraudError
+from fraud.errors import ConfigError, DataError, FraudError
 from fraud.gate import parse_gate
 from fraud.instants import as_of, instant_text
 from fraud.literals import duration_text
@@ -64,8 +64,8 @@ def backtest(
 ) -> Json:
     """Return what each rule would have found from a day to another, with its page and its steps written to `out`.
 
-    watch: what tells the rule "alarm" that it is due. Raises ConfigError; DataError where the log is too short for a
-    first model at the start. A run that was killed leaves its working folder, which --resume takes up.
+    watch: what tells the rule "alarm" that it is due. Raises ConfigError; DataError where the log is empty or too short
+    for a first model at the start. A run that was killed leaves its working folder, which --resume takes up.
     """
     started = time.monotonic()
     check_rules(rules)
@@ -113,8 +113,13 @@ def _the_end(config: Config, end_us: int) -> tuple[pa.Table | None, int]:
     """Return the label table as it stands in the end, and until when it could know."""
     with closing(read_log(config)) as log:
         check_usable(log)
+        if log.n_events == 0:
+            before = f" before split.as_of = {config.split.as_of}" if config.split.as_of else ""
+            raise DataError(
+                f"{config.log.events}: the log holds no event{before}; expected some to learn and to decide"
+            )
         lived(log, config)  # raises where the log has no clock or no labels
-        newest_us = int(log.time_us.max()) if log.n_events else 0
+        newest_us = int(log.time_us.max())
         if end_us > newest_us + 1:
             raise ConfigError(
                 f"--to {instant_text(end_us)}: the log ends at {instant_text(newest_us)}; expected a time up to that"
@@ -182,8 +187,9 @@ def _say_turns(one: Backtest, turns: Mapping[str, Turn]) -> None:
     """Print what was done, once for the rules that did the same."""
     done: dict[str, list[str]] = {}
     for rule, turn in turns.items():
-        if turn.verdict != WAITED or turn.alarms:
-            words = "; ".join([turn.text, *(f"alarm: {alarm}" for alarm in turn.alarms)])
+        if turn.verdict != WAITED or turn.alarms or turn.unwatched:
+            unwatched = [f"no alarm can be heard: {turn.unwatched}"] if turn.unwatched else []
+            words = "; ".join([turn.text, *(f"alarm: {alarm}" for alarm in turn.alarms), *unwatched])
             done.setdefault(f"{turn.verdict} ({turn.reason}): {words}", []).append(rule)
     for words, rules in done.items():
         one.screen.say(f"{', '.join(rules)}: {words}")

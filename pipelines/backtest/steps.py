@@ -30,10 +30,11 @@ from fraud.periods import TooFewPositives, lived, with_periods
 from fraud.scoring import Scorer, decided, risk_of
 from fraud.splits import Cuts, supervise
 from fraud.tables import tables_of
-from pipelines.backtest.rules import ALARM, Watch, is_due
+from pipelines.backtest.rules import ALARM, Watch, check_watched, is_due
 from pipelines.challenge import challenge_periods, judge_challenger, make_challenger, watched_sources
 from pipelines.console import Screen
 from pipelines.files import written_whole
+from pipelines.monitor.run import ShortReference
 from pipelines.train import discard
 
 Json = dict[str, Any]  # Any: JSON
@@ -63,7 +64,8 @@ class Outcome(NamedTuple):
 class Turn(NamedTuple):
     """What a rule did at the start of a step, and who decides in it.
 
-    verdict: PROMOTED, REFUSED, or WAITED where nothing was due. champion: a bundle; champion_since: when it was made.
+    verdict: PROMOTED, REFUSED, or WAITED where nothing was due. unwatched: why nobody could tell whether there is an
+    alarm; None where the champion was watched or is not to be. champion: a bundle; champion_since: when it was made.
     """
 
     verdict: str
@@ -72,6 +74,7 @@ class Turn(NamedTuple):
     challenger: str | None
     gate: list[Json]
     alarms: list[str]
+    unwatched: str | None
     champion: str
     champion_since: str
 
@@ -111,7 +114,8 @@ def stamp(time_us: int) -> str:
 def live_step(backtest: Backtest, step: Step, before: Mapping[str, Turn]) -> dict[str, Turn]:
     """Return what each rule did at the start of a step; its decisions are then in the step's file.
 
-    before: the turns of the step before; none at the first. Raises DataError where no first champion can be made.
+    before: the turns of the step before; none at the first. Raises DataError where no first champion can be made,
+    ConfigError where one of the rules cannot watch it.
     """
     turns = _turns(backtest, step, before)
     champions = {turn.champion_since: turn.champion for turn in turns.values()}
@@ -140,11 +144,11 @@ def read_turns(path: Path) -> dict[str, Turn]:
 def _turns(backtest: Backtest, step: Step, before: Mapping[str, Turn]) -> dict[str, Turn]:
     """Return the turn of each rule; rules with one champion are judged once."""
     config, start_us = backtest.config_at(step.at_us), backtest.steps[0].at_us
-    alarms = {rule: _alarms(rule, backtest, step, before) for rule in backtest.rules}
+    looks = {rule: _look(rule, backtest, step, before) for rule in backtest.rules}
     due = [
         rule
         for rule in backtest.rules
-        if not before or alarms[rule] or is_due(rule, step.at_us, start_us=start_us, every_us=backtest.every_us)
+        if not before or looks[rule].alarms or is_due(rule, step.at_us, start_us=start_us, every_us=backtest.every_us)
     ]
     outcomes: dict[str | None, Outcome] = {}
     if due:
@@ -159,21 +163,34 @@ def _turns(backtest: Backtest, step: Step, before: Mapping[str, Turn]) -> dict[s
         assert old is not None or is_new  # `_challenge` raises where there is no first champion
         turns[rule] = Turn(
             *outcome,
-            alarms=list(alarms[rule]),
+            alarms=list(looks[rule].alarms),
+            unwatched=looks[rule].unwatched,
             champion=str(outcome.challenger) if old is None or is_new else old.champion,
             champion_since=instant_text(step.at_us) if old is None or is_new else old.champion_since,
         )
+    if not before and ALARM in turns:
+        check_watched(load_bundle(backtest.bundle_made(turns[ALARM].champion_since)))
     return turns
 
 
 _WAITED = Outcome(WAITED, "not_due", "nothing was due", None, [])
 
 
-def _alarms(rule: str, backtest: Backtest, step: Step, before: Mapping[str, Turn]) -> tuple[str, ...]:
+class _Look(NamedTuple):
+    """What the monitor said; unwatched: why it could say nothing."""
+
+    alarms: tuple[str, ...]
+    unwatched: str | None
+
+
+def _look(rule: str, backtest: Backtest, step: Step, before: Mapping[str, Turn]) -> _Look:
     if rule != ALARM or not before:
-        return ()
+        return _Look((), None)
     champion = load_bundle(backtest.bundle_made(before[rule].champion_since))
-    return backtest.watch(champion, backtest.config_at(step.at_us), step.at_us, backtest.screen)
+    try:
+        return _Look(backtest.watch(champion, backtest.config_at(step.at_us), step.at_us, backtest.screen), None)
+    except ShortReference as error:  # of a later champion: of the first it was refused
+        return _Look((), str(error))
 
 
 def _challenge(backtest: Backtest, step: Step, log: Log, config: Config, champion: str | None) -> Outcome:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fraud.instants import DAY_US, instant_us
-from pipelines.backtest.rules import NEVER, SPOKEN
+from pipelines.backtest.rules import ALARM, NEVER, SPOKEN
 
 Json = Mapping[str, Any]  # Any: JSON
 _FEW_FRAUDS = 30  # in all: below, intervals are wider than any rule's worth
@@ -50,6 +50,12 @@ def limits(document: Json) -> list[str]:
         lines.append(
             f"A source of labels was held back, and nobody was there to accept it: {', '.join(sorted(held))} went on "
             "with an old champion for some steps."
+        )
+    unwatched = [step for step in document["steps"] if _unwatched(step)]
+    if unwatched:
+        lines.append(
+            f"The rule {ALARM} could not watch its champion before {len(unwatched)} of {len(document['steps'])} steps, "
+            f"which counts as no alarm; first before {spoken_step(unwatched[0])}: {_unwatched(unwatched[0])}."
         )
     gaps = [spoken_step(step) for step in document["steps"] if not step["n_examples"]]
     if gaps:
@@ -96,3 +102,8 @@ def _told(found: tuple[float, float, float] | None, words: str, scale: float, fo
 
 def _is_held(turn: Json) -> bool:
     return turn["reason"] == "labels_held_back"
+
+
+def _unwatched(step: Json) -> str | None:
+    """Return why the rule "alarm" heard nothing before a step, where it could not."""
+    return step["rules"][ALARM]["unwatched"] if ALARM in step["rules"] else None

@@ -73,8 +73,12 @@ _TERMS = (
     ("spreads", "how far a figure lies off, in its own variation from week to week: 2 is nothing, 5 is much."),
     (
         "since",
-        "the first week of an unbroken run in which the figure lies off the same way; a small change can take some "
-        "weeks to be sure of.",
+        "the first week of an unbroken run in which the figure lies off the same way, and it still does; a small "
+        "change can take some weeks to be sure of. What frauds tell is known late: up to a day that is named.",
+    ),
+    (
+        "over",
+        "what began and has ended: the newest week shows nothing of it.",
     ),
 )
 
@@ -84,7 +88,7 @@ def monitor_page(watched: Watched, version: str, *, false_alarms: float) -> str:
     names = (f"p{number}" for number in count())
     weeks = watched.starts_us_W
     standing = watched.standing_alarms
-    over = tuple(alarm for alarm in watched.alarms if alarm not in standing)
+    over = tuple(alarm for alarm in watched.alarms if not alarm.is_standing)
     title = _verdict(standing, over)
     lead = (
         f"{len(weeks)} {'week' if len(weeks) == 1 else 'weeks'} from {_day(int(weeks[0]))} to "
@@ -99,8 +103,7 @@ def monitor_page(watched: Watched, version: str, *, false_alarms: float) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>Monitor: {escape(title)}</title><style>{_STYLE}</style></head><body>",
         f'<h1 class="{"off" if standing else "fine"}">{escape(title)}</h1><p class="lead">{escape(lead)}</p>',
-        *(_card(alarm, watched, names, is_standing=True) for alarm in standing),
-        *(_card(alarm, watched, names, is_standing=False) for alarm in over),
+        *(_card(alarm, watched, names) for alarm in (*standing, *over)),
         "<h2>As always</h2>",
         _figures([series_picture(watched, one, next(names)) for one in _usual(watched)]),
         "<h2>All figures of the newest week</h2>",
@@ -119,17 +122,20 @@ def _verdict(standing: tuple[Alarm, ...], over: tuple[Alarm, ...]) -> str:
     return f"{len(standing)} {'change stands' if len(standing) == 1 else 'changes stand'}{gone}"
 
 
-def _card(alarm: Alarm, watched: Watched, names: Iterator[str], *, is_standing: bool) -> str:
-    state = "still so" if is_standing else f"not seen after {_day(alarm.last_us)}"
+def _card(alarm: Alarm, watched: Watched, names: Iterator[str]) -> str:
     lines = "".join(f"<li>{_marked(sentence)}</li>" for sentence in alarm.said[1:])
     return (
-        f'<section class="alarm{"" if is_standing else " over"}">'
-        f"<h3>{_marked(alarm.said[0][:1].upper() + alarm.said[0][1:])}</h3>"
-        f"<p>Since {_day(alarm.onset_us)}, seen first in the week that ended on {_day(alarm.found_us)}; {state}.</p>"
+        f'<section class="alarm{"" if alarm.is_standing else " over"}">'
+        f"<h3>{_marked(_capital(alarm.said[0]))}</h3>"
+        f"<p>{_capital(alarm.when)}; seen first in the week that ended on {_day(alarm.found_us)}.</p>"
         + (f"<ul>{lines}</ul>" if len(alarm.said) > 1 else "")
         + _figures([series_picture(watched, one, next(names)) for one in alarm.pictured[:_PICTURES_AN_ALARM]])
         + "</section>"
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _usual(watched: Watched) -> list[Series]:

@@ -19,7 +19,7 @@ from fraud.events import IntArray
 from fraud.instants import as_of, instant_text, instant_us
 from fraud.logs import check_usable, read_log
 from fraud.monitoring.alarms import Change, Run, changes
-from fraud.monitoring.attribution import Observed, headline, run_text, sentences
+from fraud.monitoring.attribution import Observed, headline, run_text, sentences, spoken_time
 from fraud.monitoring.drift import Series, judge_weeks
 from fraud.monitoring.outcomes import outcome_series
 from fraud.monitoring.reference import read_reference
@@ -35,6 +35,21 @@ FALSE_ALARMS = 0.02
 _FEWEST_REFERENCE_WEEKS = 3
 _HOUR_US = 3_600_000_000
 _SHOWN_WEEKS, _SHOWN_SENTENCES = 12, 6
+
+
+class ShortReference(ConfigError):
+    """A bundle has a reference of too few weeks: nobody knows how much weeks differ."""
+
+
+def check_watchable(bundle: Bundle) -> None:
+    """Raise ShortReference, or BundleError for a bundle without figures by week."""
+    reference = read_reference(bundle.reference, bundle.scorer.model.vocabulary, bundle.scorer.config)
+    n_weeks = len(reference.inputs.starts_us_W)
+    if n_weeks < _FEWEST_REFERENCE_WEEKS:
+        raise ShortReference(
+            f"bundle {bundle.version}: its reference has {n_weeks} whole {'week' if n_weeks == 1 else 'weeks'}; "
+            f"expected at least {_FEWEST_REFERENCE_WEEKS}, to know how much weeks differ"
+        )
 
 
 def watch(
@@ -53,20 +68,16 @@ def watch(
     split.as_of, else the first whole hour after the newest event; nothing later is read, and no label that came later.
     false_alarms: the chance that a quiet week raises an alarm. events: another log than the configuration's.
 
-    Raises ConfigError for a bundle of another [log], [fields] or [sessions], BundleError for one without figures by
-    week, DataError for a log with no whole week to judge.
+    Raises ConfigError for a bundle of another [log], [fields] or [sessions], what `check_watchable` raises, and
+    DataError for a log with no whole week to judge.
     """
     if state_hash(config) != state_hash(bundle.scorer.config):
         raise ConfigError(
             f"bundle {bundle.version} was made for another [log], [fields] or [sessions] than this configuration "
             "declares; see its config.toml"
         )
+    check_watchable(bundle)
     reference = read_reference(bundle.reference, bundle.scorer.model.vocabulary, bundle.scorer.config)
-    if len(reference.inputs.starts_us_W) < _FEWEST_REFERENCE_WEEKS:
-        raise ConfigError(
-            f"bundle {bundle.version}: its reference has {len(reference.inputs.starts_us_W)} whole weeks; expected at "
-            f"least {_FEWEST_REFERENCE_WEEKS}, to know how much weeks differ"
-        )
     until_us = as_of(config.split) if until_us is None else until_us
     split = SplitConfig() if until_us is None else SplitConfig(as_of=instant_text(until_us))
     config = replace(config, split=split)
@@ -112,6 +123,8 @@ def _alarm(change: Change, observed: Observed, starts_us_W: IntArray) -> Alarm:
         onset_us=int(starts_us_W[change.onset]),
         found_us=int(starts_us_W[0]) + (change.found + 1) * WEEK_US,
         last_us=int(starts_us_W[change.last]) + WEEK_US,
+        is_standing=change.is_standing,
+        when=spoken_time(change, said, starts_us_W),
         text=headline(change, said, starts_us_W),
         said=tuple(sentence.text for sentence in said),
         pictured=tuple(sentence.run.series for sentence in said),
@@ -204,7 +217,9 @@ def _show(watched: Watched, screen: Screen) -> None:
     screen.table(title, ["week of", "events", "users", "alerts", "figures off", "p of the week"], rows)
     if not watched.alarms:
         screen.say("no alarm: no week differs from the reference more than weeks differ from each other")
+    elif not watched.standing_alarms:
+        screen.say("no alarm stands: what differed from the reference is over")
     for alarm in watched.alarms:
-        screen.say(f"ALARM {alarm.text}")
+        screen.say(f"ALARM {alarm.text}" if alarm.is_standing else alarm.text)
         for sentence in alarm.said[1:_SHOWN_SENTENCES]:
             screen.say(f"      {sentence}")

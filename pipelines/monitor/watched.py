@@ -36,11 +36,15 @@ class Finding(NamedTuple):
 class Alarm(NamedTuple):
     """A change. onset_us: the start of the week in which it began; found_us: the end of the week that showed it, when a
     weekly look raises it; last_us: the end of the last week that is off. text: one line. said: each sentence of it, the
-    likely cause first; pictured: the figure that each of them is clearest in. findings: all figures that are off."""
+    likely cause first; pictured: the figure that each of them is clearest in. findings: all figures that are off.
+    is_standing: the newest week shows it, or the newest that is known where its figures come late. when: that in words,
+    with the days; `text` begins with it."""
 
     onset_us: int
     found_us: int
     last_us: int
+    is_standing: bool
+    when: str
     text: str
     said: tuple[str, ...]
     pictured: tuple[Series, ...]
@@ -65,9 +69,8 @@ class Watched(NamedTuple):
 
     @property
     def standing_alarms(self) -> tuple[Alarm, ...]:
-        """Return the alarms that the newest week shows, and those that it was the first to show."""
-        newest_us = self.until_us - WEEK_US
-        return tuple(alarm for alarm in self.alarms if max(alarm.last_us, alarm.found_us) > newest_us)
+        """Return the alarms that the newest week shows, or the newest that is known where figures come late."""
+        return tuple(alarm for alarm in self.alarms if alarm.is_standing)
 
     def weeks_json(self) -> list[Json]:
         """Return the weeks: how much there was, how many figures are off, the smallest p, all tests considered."""
@@ -94,7 +97,7 @@ class Watched(NamedTuple):
             | {
                 "text": alarm.text,
                 "said": list(alarm.said),
-                "is_standing": alarm in self.standing_alarms,
+                "is_standing": alarm.is_standing,
                 "findings": [finding.to_json() for finding in alarm.findings],
             }
             for alarm in self.alarms

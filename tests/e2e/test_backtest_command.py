@@ -14,7 +14,7 @@ import pytest
 
 from fraud.bundle import Bundle
 from fraud.config import Config, config_to_toml, load_config
-from fraud.errors import ConfigError, FraudError
+from fraud.errors import ConfigError, DataError, FraudError
 from fraud.instants import DAY_US, instant_text, instant_us
 from pipelines.backtest import steps as backtest_steps
 from pipelines.backtest.rules import Watch, newest_alarms
@@ -22,6 +22,7 @@ from pipelines.backtest.run import backtest
 from pipelines.backtest.steps import STEPS, Turn, stamp
 from pipelines.challenge import make_challenger
 from pipelines.console import Screen
+from pipelines.monitor.run import ShortReference
 from pipelines.registry import open_registry
 from pipelines.simulate import simulate
 from pipelines.tracking import tracking_uri
@@ -189,6 +190,46 @@ def test_the_rule_alarm_retrains_when_the_monitor_says_so(lived: Lived, tmp_path
     assert turns[2]["challenger"] == lived.document["steps"][2]["rules"]["weekly"]["challenger"]
     assert [champion for champion, _ in heard] == [turn["champion"] for turn in turns[:3]]
     assert "amounts are 100 times as high" in (tmp_path / "out" / "backtest.html").read_text(encoding="utf-8")
+
+
+def test_a_first_model_that_the_rule_alarm_cannot_watch_is_refused_before_any_step(
+    lived: Lived, tmp_path: Path
+) -> None:
+    retrain = replace(lived.config.retrain, positives=10, window=14 * DAY_US)
+    config, out = replace(lived.config, retrain=retrain), tmp_path / "out"
+    for resume in (False, True):
+        says = (
+            "no unfinished run is there"
+            if resume
+            else "the rule alarm cannot watch the first model: bundle .* has 2 whole weeks; .* a later --from, or --rules"
+        )
+        with pytest.raises(ConfigError, match=says):
+            _backtest(config, out, rules=("never", "alarm"), n_weeks=1, resume=resume)
+        assert not list(tmp_path.iterdir())
+    _backtest(config, out, rules=("never",), n_weeks=1)
+
+
+def test_a_later_champion_that_cannot_be_watched_raises_no_alarm_and_is_told(lived: Lived, tmp_path: Path) -> None:
+    def watch(champion: Bundle, config: Config, until_us: int, screen: Screen) -> tuple[str, ...]:
+        if until_us == START_US + WEEK_US:
+            raise ShortReference("its reference has 2 whole weeks")
+        return ()
+
+    document = _backtest(lived.config, tmp_path / "out", rules=("alarm",), n_weeks=3, watch=watch)
+    turns = [step["rules"]["alarm"] for step in document["steps"]]
+    assert [turn["verdict"] for turn in turns] == ["promoted", "waited", "waited"]
+    assert [turn["unwatched"] for turn in turns] == [None, "its reference has 2 whole weeks", None]
+    (limit,) = [limit for limit in document["limits"] if "could not watch" in limit]
+    assert "before 1 of 3 steps" in limit
+    assert limit in (tmp_path / "out" / "backtest.html").read_text(encoding="utf-8")
+
+
+def test_an_empty_log_is_refused_in_words(lived: Lived, tmp_path: Path) -> None:
+    log = lived.config_file.parent
+    pq.write_table(pq.read_table(log / "events.parquet").slice(0, 0), tmp_path / "events.parquet")
+    shutil.copy(log / "labels.parquet", tmp_path)
+    with pytest.raises(DataError, match=r"events\.parquet: the log holds no event; expected"):
+        _backtest(replace(lived.config, root=tmp_path), tmp_path / "out", rules=("never",))
 
 
 def test_a_full_disk_costs_one_step(lived: Lived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

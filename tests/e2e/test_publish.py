@@ -295,6 +295,30 @@ def test_a_publisher_says_trouble_once_and_goes_on(trained: Trained, registry: R
     assert "all is well again" in stderr
 
 
+def test_another_trouble_of_the_same_kind_is_said_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = iter(["away", "away", "full", "full", "full", "away"])
+
+    def fails(_: object) -> Registry:
+        for words in asked:
+            raise ConnectionError(words)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal ends it")
+
+    monkeypatch.setattr("pipelines.publish.registry_at", fails)
+    publish(_CHAMPION, tmp_path, tracking_uri="http://tracker", every_s=0.001, screen=Screen(as_json=True))
+    said = [f"warning: {words}; {tmp_path}/current stays on nothing" for words in ("away", "full", "away")]
+    assert capsys.readouterr().err.splitlines() == said
+
+
+@pytest.mark.parametrize("every_s", [0.0, -1.0])
+def test_a_publisher_never_looks_without_a_pause(every_s: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--every: -?[01] s from one look to the next; expected more than 0"):
+        publish(_CHAMPION, tmp_path / "new", tracking_uri=None, every_s=every_s, screen=_SCREEN)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_tracker_that_answers_500_or_not_at_all_is_named_and_the_link_stays(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -299,3 +299,61 @@ def test_a_promotion_that_was_decided_and_not_carried_out_is_finished_by_the_nex
     assert (again.exit_code, again.document["verdict"]) == (0, "unchanged"), again.stderr
     assert _champion(with_champion)[0] == str(int(before[0]) + 1)
     assert "the champion, was made from these data" in again.document["text"]
+
+
+def test_a_rollback_is_not_undone_by_what_a_killed_call_left_behind(
+    with_champion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _champion(with_champion)
+    gate = ["--promote-if", "ap >= 0"]
+    note = Registry.note
+
+    def killed_after_the_promotion(registry: Registry, tag: str, text: str) -> None:
+        if '"is_done": true' in text:
+            raise KeyboardInterrupt
+        note(registry, tag, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "note", killed_after_the_promotion)
+        assert _retrain(with_champion, options=gate).exit_code == 1
+    assert _champion(with_champion) != before
+    assert call_fraud("rollback", "--config", with_champion).exit_code == 0
+    again = _retrain(with_champion, options=gate)
+    assert (again.document["verdict"], again.exit_code) == ("unchanged", 0)
+    assert "not the champion any more" in again.document["text"]
+    assert _champion(with_champion) == before
+
+
+def test_the_same_model_trained_again_is_not_promoted_as_a_new_one(with_champion: Path) -> None:
+    ended = _retrain(with_champion, _EARLIER, options=["--promote-if", "ap >= 0"])
+    assert (ended.exit_code, ended.document["verdict"], ended.document["reason"]) == (3, "refused", "too_few_positives")
+    promoted = _retrain(with_champion, options=["--promote-if", "ap >= 0"]).document
+    assert promoted["verdict"] == "promoted"
+
+
+def test_what_reviews_cost_is_the_same_for_both(with_champion: Path) -> None:
+    gate = ["--promote-if", "money_saved >= champion - 1000000"]
+    cheap = _retrain(with_champion, "policy.costs={review=0.01}", options=gate).document
+    dear = _retrain(with_champion, "policy.costs={review=50.0}", "training.seed=1", options=gate).document
+    assert cheap["champion"]["money_saved"] is not None
+    # The champion of the second call is the cheap one's: charged at 50 a review, it has saved less than it said.
+    assert dear["champion"]["version"] == cheap["version"]
+    assert dear["champion"]["money_saved"] < cheap["challenger"]["money_saved"]
+
+
+def test_a_page_that_cannot_be_written_is_found_out_before_anything_is_done(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = _retrain(config, options=["--html", str(tmp_path / "file" / "verdict.html")])
+    assert ended.exit_code == 1
+    assert _registry(config).champion() is None
+
+
+def test_a_bundle_that_was_only_trained_is_promoted_by_its_directory(with_champion: Path, trained: Trained) -> None:
+    before = _champion(with_champion)
+    ended = call_fraud("promote", trained.folder / "lstm", "--config", with_champion, "--json")
+    assert ended.exit_code == 0, ended.stderr
+    assert _champion(with_champion)[1] == trained.bundle("lstm").version
+    again = call_fraud("promote", trained.folder / "lstm", "--config", with_champion, "--json")
+    assert again.document["champion"]["version"] == ended.document["champion"]["version"]
+    assert call_fraud("rollback", "--config", with_champion).exit_code == 0
+    assert _champion(with_champion) == before
