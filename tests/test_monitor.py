@@ -158,9 +158,7 @@ def test_what_is_over_is_no_alarm_on_terminal_page_or_in_json(
         return in_cents(events, late_N & (events["ts"].cast(pa.int64()).to_numpy() < bank.from_us + 2 * WEEK_US))
 
     path, html = bank.with_events(tmp_path / "week.parquet", for_a_week), tmp_path / "page.html"
-    document = monitor(
-        bank.folder / "bundle", str(path), config=bank.config, html=html, screen=Screen(as_json=False)
-    )
+    document = monitor(bank.folder / "bundle", str(path), config=bank.config, html=html, screen=Screen(as_json=False))
     printed = " ".join(capsys.readouterr().err.split())
     (alarm,) = document["alarms"]
     assert (document["standing"], alarm["is_standing"]) == (0, False)
