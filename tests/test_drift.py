@@ -216,7 +216,7 @@ def test_what_labels_tell_is_found_when_they_have_come() -> None:
 
 
 def test_what_labels_tell_stands_while_the_newest_week_that_is_known_is_off() -> None:
-    weeks = [0, 0, 9, 9, 0, 0]
+    weeks: list[float] = [0, 0, 9, 9, 0, 0]
     (late,) = changes((series_of(weeks, statistic="fraud"),), {"fraud": 2})
     assert late.is_standing
     (over,) = changes((series_of(weeks),), {"fraud": 2})

@@ -44,23 +44,19 @@ class Sentence(NamedTuple):
 
 def sentences(change: Change, observed: Observed) -> tuple[Sentence, ...]:
     """Return what changed: what is still so before what is over, the likely cause of each first."""
-    by_statistic: dict[str, list[Run]] = {}
+    by_statistic: dict[tuple[bool, str], list[Run]] = {}
     for run in change.runs:
-        by_statistic.setdefault(run.series.statistic, []).append(run)
-    if "amount" in by_statistic:
-        by_statistic.pop("bucket:amount", None)  # the same told twice
-    for mean in ("gap", "session_length", "score"):
-        runs = by_statistic.get(mean, [])
-        of_mean = [run for run in runs if run.series.kind == "mean"]
-        if of_mean:
-            by_statistic[mean] = of_mean
-    ranked: list[tuple[str, list[Run]]] = []
-    for is_standing in (True, False):
-        those = {name: [run for run in runs if run.is_standing == is_standing] for name, runs in by_statistic.items()}
-        found = [(name, runs) for name, runs in those.items() if runs]
-        ranked += sorted(found, key=lambda one: (_rank(*one), -_clarity(one[1])))
+        by_statistic.setdefault((not run.is_standing, run.series.statistic), []).append(run)
+    for is_over in (False, True):
+        if (is_over, "amount") in by_statistic:
+            by_statistic.pop((is_over, "bucket:amount"), None)  # the same told twice
+        for mean in ("gap", "session_length", "score"):
+            of_mean = [run for run in by_statistic.get((is_over, mean), []) if run.series.kind == "mean"]
+            if of_mean:
+                by_statistic[is_over, mean] = of_mean
+    ranked = sorted(by_statistic.items(), key=lambda one: (one[0][0], _rank(one[0][1], one[1]), -_clarity(one[1])))
     # How far the first one reaches is in `spoken_time`.
-    first, *others = (sentence for name, runs in ranked for sentence in _told(name, runs, observed))
+    first, *others = (sentence for (_, name), runs in ranked for sentence in _told(name, runs, observed))
     return first, *(one._replace(text=one.text + _end(one, change, observed.judged.starts_us_W)) for one in others)
 
 

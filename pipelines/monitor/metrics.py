@@ -12,7 +12,7 @@ from pipelines.monitor.watched import Watched
 
 _PREFIX = "fraud_monitor"
 _HELP = {
-    "standing_alarms": "Changes that the newest week shows.",
+    "standing_alarms": "Changes that the newest week shows, or the newest that is known where labels come late.",
     "new_alarms": "Changes that the newest week was the first to show.",
     "week_end_timestamp_seconds": "The end of the newest week that was judged.",
     "smallest_p": "The smallest p of the newest week, all its tests considered.",

@@ -162,8 +162,8 @@ def monitor(
     """Return what changed in a log since a bundle's reference: alarms, and the newest weeks one by one.
 
     config: where the labels are; without it frauds are unknown and nothing is said of performance. since, until: RFC
-    3339. html, prometheus: files to write. `standing` counts the alarms that the newest week shows: those are what
-    wants a person. Raises what `watch` raises, and ConfigError for an output that exists or a time nobody can read.
+    3339. html, prometheus: files to write. `standing` counts the alarms that are not over: those are what wants a
+    person. Raises what `watch` raises, and ConfigError for an output that exists or a time nobody can read.
     """
     started = time.monotonic()
     if html is not None:

@@ -84,6 +84,7 @@ def _backtest(
     out: Path,
     *,
     rules: tuple[str, ...],
+    start_us: int = START_US,
     n_weeks: int = N_WEEKS,
     resume: bool = False,
     watch: Watch | None = None,
@@ -91,8 +92,8 @@ def _backtest(
     return backtest(
         config,
         out,
-        start_us=START_US,
-        end_us=START_US + n_weeks * WEEK_US,
+        start_us=start_us,
+        end_us=start_us + n_weeks * WEEK_US,
         every_us=WEEK_US,
         rules=rules,
         overwrite=False,
@@ -195,18 +196,20 @@ def test_the_rule_alarm_retrains_when_the_monitor_says_so(lived: Lived, tmp_path
 def test_a_first_model_that_the_rule_alarm_cannot_watch_is_refused_before_any_step(
     lived: Lived, tmp_path: Path
 ) -> None:
-    retrain = replace(lived.config.retrain, positives=10, window=14 * DAY_US)
-    config, out = replace(lived.config, retrain=retrain), tmp_path / "out"
-    for resume in (False, True):
-        says = (
-            "no unfinished run is there"
-            if resume
-            else "the rule alarm cannot watch the first model: bundle .* has 2 whole weeks; .* a later --from, or --rules"
-        )
-        with pytest.raises(ConfigError, match=says):
-            _backtest(config, out, rules=("never", "alarm"), n_weeks=1, resume=resume)
-        assert not list(tmp_path.iterdir())
-    _backtest(config, out, rules=("never",), n_weeks=1)
+    """The log begins less than three weeks before the end of the first model's validation."""
+    log, start_us = lived.config_file.parent, START_US - 3 * WEEK_US
+    events = pq.read_table(log / "events.parquet")
+    is_early = _is_before(events["ts"], instant_us("since", "2025-01-10T00:00:00Z"))
+    pq.write_table(events.filter(pc.invert(is_early)), tmp_path / "events.parquet")
+    shutil.copy(log / "labels.parquet", tmp_path)
+    config = replace(lived.config, root=tmp_path, retrain=replace(lived.config.retrain, positives=10))
+    out = tmp_path / "out"
+    says = "the rule alarm cannot watch the first model: bundle .* has 2 whole weeks; .* a later --from, or --rules"
+    with pytest.raises(ConfigError, match=says):
+        _backtest(config, out, rules=("never", "alarm"), start_us=start_us, n_weeks=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.parquet", "labels.parquet"]
+    document = _backtest(config, out, rules=("never",), start_us=start_us, n_weeks=1)
+    assert document["steps"][0]["rules"]["never"]["verdict"] == "promoted"
 
 
 def test_a_later_champion_that_cannot_be_watched_raises_no_alarm_and_is_told(lived: Lived, tmp_path: Path) -> None:
