@@ -396,7 +396,7 @@ def test_the_journal_of_a_store_that_was_removed_is_not_applied_to_the_new_one(t
 @pytest.mark.server
 def test_a_first_call_killed_at_any_moment_leaves_what_the_next_one_opens(tmp_path: Path) -> None:
     n_kills, seed = 8, random.SystemRandom().randrange(1_000_000)
-    done = run_fraud(tmp_path, n_kills, seed, code=_KILLED_ANYWHERE)
+    done = run_fraud(tmp_path, str(n_kills), str(seed), code=_KILLED_ANYWHERE)
     assert done.returncode == 0, done.stderr
     ended = done.stdout.splitlines()
     assert len(ended) == n_kills
