@@ -74,13 +74,10 @@ def _make_store(path: Path) -> None:
         new = Path(aside) / path.name
         # The last connection that closes merges the journal into the file.
         SqlAlchemyStore(f"{SQLITE}{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-        for journal in (
-            "-journal",
-            "-wal",
-            "-shm",
-        ):  # of a store that was removed: SQLite would apply it to the new one
-            path.with_name(path.name + journal).unlink(missing_ok=True)
-        if not path.exists():  # made meanwhile by another program, which does not wait for us
+        if not path.exists():  # else made meanwhile by another program, which does not wait for us
+            # Those of a store that was removed: SQLite would apply them to the new one.
+            for journal in ("-journal", "-wal", "-shm"):
+                path.with_name(path.name + journal).unlink(missing_ok=True)
             new.rename(path)
     sync_directory(path.parent)
 
