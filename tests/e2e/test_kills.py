@@ -172,6 +172,7 @@ def test_training_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trai
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_comparison_killed_anywhere_and_resumed_gives_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
     simulate(tmp_path / "log", users=80, days=40, seed=3, fraud_rate=0.1)
     config = tmp_path / "log" / "config.toml"

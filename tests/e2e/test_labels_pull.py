@@ -179,6 +179,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_killed_at_any_point_the_file_is_the_old_or_the_new_one_and_a_second_run_finishes(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     database = Opened(f"sqlite:///{tmp_path / 'state.db'}")

@@ -26,7 +26,6 @@ from tests.serving import Caller, ServerProcess, serving
 from tests.trained import Trained, trained_bundles
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
-_N_POINTS = 30
 _N_SERVED = 8
 _KILLED = -9
 
@@ -147,8 +146,9 @@ def _promote_the_other(registry: Registry) -> str:
     return other.bundle
 
 
+@pytest.mark.parametrize("n_points", [14, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_publisher_killed_anywhere_leaves_one_whole_bundle_and_the_next_one_finishes(
-    store: Registered, tmp_path: Path
+    store: Registered, tmp_path: Path, n_points: int
 ) -> None:
     before = tmp_path / "before"
     publish(f"models:/{NAME}@champion", before, tracking_uri=store.uri, every_s=None, screen=Screen(as_json=True))
@@ -161,7 +161,7 @@ def test_a_publisher_killed_anywhere_leaves_one_whole_bundle_and_the_next_one_fi
             assert whole.code == 0
         n_renames, expected = start.n_renames, contents(tmp_path / "whole")
         points = [{"die_at": 1 + n // 2, "dies_after": n % 2 == 1} for n in range(2 * n_renames)]
-        n_times = _N_POINTS - len(points)
+        n_times = n_points - len(points)
         points += [{"kill_after_s": whole.seconds * (n + chance.random()) / n_times} for n in range(n_times)]
         for n, point in enumerate(points):
             out = tmp_path / str(n)
@@ -178,7 +178,7 @@ def test_a_publisher_killed_anywhere_leaves_one_whole_bundle_and_the_next_one_fi
             assert contents(out) == expected
             assert leftovers(out) == []
     assert stood_on == {first, second}
-    assert n_killed >= _N_POINTS * 0.6, "too many came too late: nothing was killed"
+    assert n_killed >= n_points * 0.6, "too many came too late: nothing was killed"
 
 
 def test_the_service_answers_with_one_whole_bundle_whatever_becomes_of_publishers(

@@ -198,6 +198,7 @@ def test_a_comparison_is_a_run_with_its_page_and_a_run_of_each_scorer_below_it(
     }
 
 
+@pytest.mark.slow
 def test_a_comparison_without_a_tracker_is_told_later_with_its_runs_in_their_places(
     trained: Trained, server: MlflowServer, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_server_that_is_killed_while_a_scorer_trains_gets_the_run_afterwards(
     _later(server.url, tmp_path / "bundle", "killed")
 
 
+@pytest.mark.slow
 def test_a_slow_server_takes_the_run(trained: Trained, server: MlflowServer, tmp_path: Path) -> None:
     with link_to(server.port) as link:
         link.delay_s = 0.2  # both ways

@@ -81,6 +81,7 @@ def test_of_two_that_promote_at_once_through_http_one_is_told(
     assert store.registry.pending() is None
 
 
+@pytest.mark.slow
 def test_a_publisher_outlives_its_tracker(trained: Trained, postgres: PostgresServer, tmp_path: Path) -> None:
     bundles, out = {name: trained.folder / name for name in ("lstm", "gru")}, tmp_path / "versions"
     with running_mlflow(postgres, tmp_path) as server:

@@ -174,6 +174,7 @@ print(json.dumps(points))
 
 @pytest.mark.server
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_telling_that_is_killed_anywhere_is_gone_on_with(kept: Path, store: Path, tmp_path: Path) -> None:
     record_id = read_untold(kept).record.id
     done = run_fraud(kept.parent.parent, store, tmp_path / "points", code=_DRIVER)

@@ -120,6 +120,7 @@ def world(trained: Trained, tmp_path: Path) -> Path:
     folder = tmp_path / "world"
     simulate(folder, users=120, days=50, seed=3, fraud_rate=0.1)
     kept = ("model.name=boosting", "model.trees=10", "retrain.positives=10", "sessions.max_events=16")
+    kept = (*kept, "retrain.max_miscalibration=100")  # ten frauds calibrate nothing
     small = config_to_toml(load_config(trained.config_file, kept))
     (folder / "retrain.toml").write_text(small, encoding="utf-8")
     first = call_fraud("retrain", folder / "retrain.toml", "--set", "split.as_of=2025-02-09T00:00:00Z", "--json")

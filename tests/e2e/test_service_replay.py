@@ -51,7 +51,7 @@ def test_the_whole_log_through_http_scores_as_in_batch(model: str, trained: Trai
     _check_on_sqlite(model, trained, part_of_log(trained.log, tmp_path / "whole", 300, 10**9), tmp_path)
 
 
-@pytest.mark.parametrize("model", ["lstm", "boosting"])
+@pytest.mark.parametrize("model", ["lstm", pytest.param("boosting", marks=pytest.mark.slow)])
 def test_two_processes_on_postgres_score_as_in_batch(
     model: str, trained: Trained, part: Replay, postgres: PostgresServer, tmp_path: Path
 ) -> None:
