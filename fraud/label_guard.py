@@ -97,17 +97,6 @@ def watch_sources(
     )
 
 
-def without_held_back(label_table: pa.Table, reports: Sequence[SourceReport]) -> pa.Table:
-    """Return the label table as if each source that is held back had said nothing from its first held week on."""
-    kept = label_table
-    for report in reports:
-        if report.held_from_us is not None:
-            is_source = pc.equal(pc.fill_null(kept["source"], UNNAMED), report.source)
-            is_since = pc.fill_null(pc.greater(kept["known_us"], report.held_from_us), False)
-            kept = kept.filter(pc.invert(pc.and_(is_source, is_since)))
-    return kept
-
-
 def _n_watched(as_of_us: int, trusted_until_us: int | None) -> int:
     if trusted_until_us is None:
         return WATCHED_WEEKS

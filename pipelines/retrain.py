@@ -55,7 +55,7 @@ from pipelines.retrain_page import verdict_page
 from pipelines.tracking import track, track_parent, tracking_uri
 
 Json = dict[str, Any]  # Any: JSON
-_Examples = Mapping[str, Examples]
+_Examples = dict[str, Examples]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +90,14 @@ def retrain(
     work = work_folder(config)
     if html is not None:
         _check_page(html)
-    examples: _Examples = {}
     # Before the log is read: a row that comes in between is then in the model and not in the key, and never forgotten.
     key = retrain_key(config, accepted_sources)
-    with closing(read_log(config)) as whole:
-        check_usable(whole)
-        log, config = lived(whole, config)
-        _warn(whole, config, screen)
-        document = unchanged(registry, key)
-        if document is None:
+    document, examples = unchanged(registry, key), dict[str, Examples]()
+    if document is None:
+        with closing(read_log(config)) as whole:
+            check_usable(whole)
+            log, config = lived(whole, config)
+            _warn(log, config, screen)
             champion = registry.champion()
             bundle = None if champion is None else load_bundle(registry.fetch(champion, work / "champion"))
             one = _Retraining(

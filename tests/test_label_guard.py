@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fraud.config import parse_config
 from fraud.errors import DataError
 from fraud.instants import instant_us
-from fraud.label_guard import WEEK_US, SourceReport, watch_sources, without_held_back
+from fraud.label_guard import WEEK_US, SourceReport, watch_sources
 from fraud.quarantine import Quarantine
 from fraud.readers import read_labels
 
@@ -157,17 +157,6 @@ def test_rows_that_name_nobody_are_one_source_and_undated_ones_are_said() -> Non
     report = _watched(_of_rows(rows))["unknown"]
     assert report.n_frauds_W == (10,) * 13
     assert report.text.endswith("(7 more without a date are not watched)")
-
-
-def test_a_held_source_is_silenced_from_its_first_held_week_on() -> None:
-    table = _table(app=[*USUAL, 400, 62], branch=[*USUAL, 60, 61])
-    reports = watch_sources(table, as_of_us=AS_OF_US)
-    kept = without_held_back(table, reports)
-    is_app = pc.equal(kept["source"], "app")
-    assert pc.sum(is_app).as_py() == sum(USUAL)
-    assert len(kept) == len(table) - 462
-    assert not any(report.is_held_back for report in watch_sources(kept, as_of_us=AS_OF_US))
-    assert without_held_back(kept, watch_sources(kept, as_of_us=AS_OF_US)).equals(kept)
 
 
 @settings(max_examples=40, deadline=None)
