@@ -358,3 +358,10 @@ def test_a_bundle_that_was_only_trained_is_promoted_by_its_directory(with_champi
     assert again.document["champion"]["version"] == ended.document["champion"]["version"]
     assert call_fraud("rollback", "--config", with_champion).exit_code == 0
     assert _champion(with_champion) == before
+
+
+def test_another_kind_of_model_is_judged_on_twice_as_many_frauds(same_champion: Path) -> None:
+    gate = ["--promote-if", "ap >= champion + 0.9"]
+    same = _retrain(same_champion, "training.seed=5", options=gate).document
+    other = _retrain(same_champion, "model.name=lstm", "training.epochs=1", options=gate).document
+    assert 30 <= same["periods"]["n_judged"] < 60 <= other["periods"]["n_judged"]
