@@ -382,5 +382,4 @@ def test_200_swaps_under_load_leave_the_memory_within_one_model(trained: Trained
     )
     assert done.returncode == 0, done.stderr
     before, after, one_model = map(float, done.stdout.split())
-    # Beside other jobs 4.2 MB were seen once; each of these models takes .05 MB at least, so 200 kept would be over 10.
-    assert after - before < max(one_model, 6.0), done.stdout
+    assert after - before < max(one_model, 4.0), done.stdout
